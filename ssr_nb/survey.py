@@ -21,7 +21,7 @@ import yaml
 
 from . import __version__
 from .calls import COLUMNS, Journal, JournalClaim, Request
-from .core import InputError, Settings, choose, content_hash, non_negative, whole_number
+from .core import InputError, Settings, choose, content_hash, non_negative, shipped, whole_number
 from .embedders import vector_key
 from .llms import load_llm
 from .personas import Panel
@@ -31,21 +31,20 @@ from .results import Results
 from .runner import Outcome, Progress, elicit, run_coroutine
 from .scales import Construct, load_construct, parse_construct
 from .store import Run
+from .tables import read_table
 
 # %% ../nbs/33_survey.ipynb #cell-005
 def read_concepts(
-    path: str | Path,  # a CSV file in UTF-8 with the columns name, description and, if wanted, price
+    path: str | Path,  # a CSV file in UTF-8, or a shipped one by its name, with the columns name, description and, if wanted, price
 ) -> list[Concept]:
     "The concepts in a CSV file."
     path = Path(path)
-    try: frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError: raise InputError(f"concepts file {str(path)!r} does not exist: check its name") from None
-    except UnicodeDecodeError as error: raise InputError(f"concepts file {path.name!r} is not UTF-8 (byte {error.start} is {error.object[error.start]:#x}): save it as CSV UTF-8") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error: raise InputError(f"concepts file {path.name!r} is no CSV table: {str(error).strip()}") from None
+    if not path.exists() and path.name == str(path) and (shipped("surveys") / path).exists(): path = shipped("surveys") / path
+    frame = read_table(path).astype(object)
+    frame = frame.where(frame.notna(), "").astype(str)
     for column in ("name", "description"):
         if column not in frame: raise InputError(f"concepts file {path.name!r} has no column {column!r}, only {', '.join(map(repr, frame.columns))}: rename one")
     if unknown := set(frame) - {"name", "description", "price"}: raise InputError(f"concepts file {path.name!r} has the unknown column {sorted(unknown)[0]!r}: keep name, description and price")
-    if frame.empty: raise InputError(f"concepts file {path.name!r} has no row: describe at least one concept")
     return [Concept(**{name: value.strip() or None if name == "price" else value for name, value in row.items()}) for row in frame.to_dict("records")]
 
 # %% ../nbs/33_survey.ipynb #cell-007
