@@ -8,7 +8,7 @@ __all__ = ['app', 'runs_app', 'anchors_app', 'models_app', 'AsJson', 'RunsFolder
            'models_pull', 'doctor', 'main']
 
 # %% ../nbs/60_cli.ipynb #cell-003
-import json, os, sys
+import json, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -224,9 +224,9 @@ def main() -> None:
     except SSRError as error:
         print(f"ssr: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
-        print("ssr: interrupted; every answer so far is kept: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130: print("ssr: interrupted; every answer so far is kept: run the same command again to go on", file=sys.stderr)
+        raise
     except OSError as error:
         print(f"ssr: {error.filename or 'a file'} cannot be used ({error.strerror or error}): free space, or choose another folder", file=sys.stderr)
         sys.exit(1)

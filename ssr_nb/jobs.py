@@ -7,7 +7,7 @@ __all__ = ['FAILED_SHARE', 'Parameter', 'find_notebook', 'read_parameters', 'che
            'shortfall']
 
 # %% ../nbs/36_jobs.ipynb #cell-003
-import ast, json, os, platform, re, subprocess, threading
+import ast, json, os, platform, re, subprocess, sys, threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,13 +116,14 @@ def _kernel_environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _watch(file: Path, stop: threading.Event) -> None:
     "Show the progress that the notebook writes."
     from tqdm import tqdm
-    bar = None
-    while not stop.wait(.25):
+    bar, ended = None, False
+    while not ended:
+        ended = stop.wait(.25)
         try: state = json.loads(file.read_text())
         except (OSError, ValueError): continue
-        if bar is None: bar = tqdm(total=state["total"], initial=state["done"], unit="answer", desc="answers")
+        if bar is None: bar = tqdm(total=state["total"], initial=state["done"], unit="answer", desc="answers", mininterval=.5 if sys.stderr.isatty() else 15)
+        bar.set_postfix({"cost": dollars(state["cost"]), **({"failed": state["failed"]} if state["failed"] else {})}, refresh=False)
         bar.update(state["done"] - bar.n)
-        bar.set_postfix({"cost": dollars(state["cost"]), **({"failed": state["failed"]} if state["failed"] else {})})
     if bar is not None: bar.close()
 
 def _execute(path: Path, folder: Path, parameters: dict, progress: bool) -> str | None:  # the error, in one sentence
@@ -137,7 +138,8 @@ def _execute(path: Path, folder: Path, parameters: dict, progress: bool) -> str 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            papermill.execute_notebook(str(path), str(folder / "notebook.ipynb"), parameters=parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=False, log_output=False)
+            papermill.execute_notebook(str(path), str(folder / "notebook.ipynb"), parameters=parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=False, log_output=False,
+                                       extra_arguments=["--IPKernelApp.log_level=50"])
     except PapermillExecutionError as error: return f"{error.evalue}" if error.ename in ("InputError", "SSRError") else f"{error.ename}: {error.evalue}"
     except KeyboardInterrupt: raise
     except Exception as error: return f"the notebook's kernel ended: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

@@ -151,7 +151,7 @@ def _server(path: str, threads: int, parallel: int):
     parameters = xllamacpp.CommonParams()
     parameters.model.path = path
     parameters.n_parallel, parameters.n_ctx = parallel, CONTEXT_TOKENS * parallel
-    parameters.cpuparams.n_threads = threads
+    parameters.cpuparams.n_threads, parameters.cpuparams.poll = threads, 0  # sleep while waiting: spinning threads starve whoever shares the processor
     parameters.hostnames, parameters.port = ["127.0.0.1"], 0
     parameters.verbosity, parameters.warmup = -1, False
     return xllamacpp.Server(parameters)

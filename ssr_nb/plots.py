@@ -23,7 +23,7 @@ class Picture:
         with matplotlib.rc_context({"svg.hashsalt": "ssr_nb", "svg.fonttype": "none"}): figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
         pyplot.close(figure)
         self.alternative = alternative
-        svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+        svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
         self.svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alternative, quote=True)}" ', 1)
 
     def _repr_mimebundle_(self, include=None, exclude=None): return {"image/svg+xml": self.svg, "text/plain": self.alternative}
@@ -33,12 +33,14 @@ def _style():
     "Seaborn's white style with our sizes, as a context."
     import matplotlib, seaborn
     style = seaborn.axes_style("white", {"axes.edgecolor": "#888888", "font.family": "sans-serif", "figure.facecolor": "white"})
-    return matplotlib.rc_context({**style, "font.size": 10, "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"]})
+    return matplotlib.rc_context({**style, "text.parse_math": False, "font.size": 10, "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"]})
 
 def likert_colours(k: int) -> list[tuple[float, float, float]]:
     "k colours from warm (low) over grey to blue (high), told apart by the colour-blind too."
     import seaborn
-    return [tuple(map(float, colour[:3])) for colour in seaborn.color_palette("RdBu", 2 * k + 1)[1::2]]
+    colours = [tuple(map(float, colour[:3])) for colour in seaborn.color_palette("RdBu", 2 * k + 1)[1::2]]
+    if k % 2: colours[k // 2] = (.84, .84, .84)  # the palette's middle is white, and cannot be told from paper
+    return colours
 
 def _short(text: str, most: int = 34) -> str: return text if len(text) <= most else text[:most - 1].rstrip() + "…"
 
@@ -82,7 +84,7 @@ def distributions(
         left = np.zeros(len(names))
         places = np.arange(len(names))[::-1]
         for point, (label, colour) in enumerate(zip(labels, colours)):
-            axes.barh(places, pmf[:, point], left=left, color=colour, edgecolor="white", height=.7, label=f"{point + 1} {_short(label, 26)}")
+            axes.barh(places, pmf[:, point], left=left, color=colour, edgecolor="white", height=.7, label=f"{point + 1} {_short(label, 26)}".strip())
             dark = sum(colour) < 1.5
             for place, start, share in zip(places, left, pmf[:, point]):
                 if share >= .06: axes.text(start + share / 2, place, f"{share:.0%}", ha="center", va="center", fontsize=8.5, color="white" if dark else "#222222")

@@ -89,9 +89,9 @@ class Survey:
         return construct.sets(self.scale_points, self.locale, self.reference_sets)
 
     def point_labels(self, construct: str) -> list[str]:
-        "The labels of the scale's points."
+        "The labels of the scale's points; empty where the construct has none for this scale."
         found = next(c for c in self.constructs if c.name == construct)
-        return list(found.scale_labels.get(self.scale_points, [f"point {r}" for r in range(1, self.scale_points + 1)]))
+        return list(found.scale_labels.get(self.scale_points, [""] * self.scale_points))
 
     def run(self, progress: bool = True, settings: Settings | None = None) -> Results:
         "Ask, rate and summarise, in a script or in a notebook; run again after an interruption, it asks only for what is missing."
