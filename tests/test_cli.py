@@ -1,0 +1,79 @@
+"""The command line: what it prints, what it refuses, and its exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from conftest import command
+
+
+def test_help_teaches_without_heavy_imports():
+    done = command("--help")
+    assert done.returncode == 0 and "ssr demo" in done.stdout and all(name in done.stdout for name in ("run", "runs", "rate", "anchors", "models", "doctor", "report"))
+    heavy = subprocess.run([sys.executable, "-c", "import sys, ssr_nb.cli; print(sorted({m.split('.')[0] for m in sys.modules} & {'pandas', 'numpy', 'seaborn', 'papermill', 'onnxruntime', 'openai', 'duckdb', 'matplotlib', 'xllamacpp'}))"],
+                           capture_output=True, text=True)
+    assert heavy.stdout.strip() == "[]"
+
+
+def test_rate_adds_columns_and_keeps_rows(tmp_path):
+    path = tmp_path / "said.csv"
+    pd.DataFrame({"id": [7, 8, 9, 10], "said": ["It was awful, never again.", "Wonderful, I loved it!", "4/5", None]}).to_csv(path, index=False)
+    done = command("rate", path, "--text-column", "said", "--construct", "satisfaction", "--out", tmp_path / "rated.parquet", "--json")
+    assert done.returncode == 0, done.stderr
+    rated = pd.read_parquet(tmp_path / "rated.parquet")
+    assert list(rated.columns) == ["id", "said", "status", "mean", "p1", "p2", "p3", "p4", "p5", "peakedness"] and rated["id"].tolist() == [7, 8, 9, 10]
+    assert rated["status"].tolist() == ["ok", "ok", "numeric", "empty"] and rated["mean"][0] < rated["mean"][1] and rated["mean"][2:].isna().all()
+    assert json.loads(done.stdout)["statuses"] == {"ok": 2, "numeric": 1, "empty": 1}
+    seven = command("rate", path, "--text-column", "said", "--construct", "satisfaction", "--scale-points", "7")
+    assert seven.stdout.splitlines()[0].endswith("p6,p7,peakedness")
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("--text-column", "text", "--construct", "trust"), "text column 'text' is not in"), (("--text-column", "said", "--construct", "trustt"), "construct 'trustt' is unknown"),
+    (("--text-column", "said", "--construct", "trust", "--embedding-model", "ada"), "embedding_model 'ada' is unknown"), (("--text-column", "said", "--construct", "trust", "--ssr-temperature", "-1"), "ssr_temperature is -1"),
+    (("--text-column", "said", "--construct", "trust", "--locale", "fr"), "the answers are in 'fr'"), (("--text-column", "said", "--construct", "trust", "--out", "x.xlsx"), "end it in .csv or .parquet"),
+    (("--text-column", "said", "--construct", "missing.yaml"), "'missing.yaml' does not exist"),
+])
+def test_rate_refuses_in_one_sentence(tmp_path, arguments, said):
+    (tmp_path / "said.csv").write_text("said\nfine\n")
+    done = command("rate", tmp_path / "said.csv", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content, said", [(b"said\ncaf\xe9\n", "not UTF-8"), (b"", "no CSV table"), (b"said\n", "has no row"), (b"a,b\n1,2\n1,2,3,4\n", "no CSV table")])
+def test_bad_files(tmp_path, content, said):
+    (tmp_path / "said.csv").write_bytes(content)
+    done = command("rate", tmp_path / "said.csv", "--text-column", "said", "--construct", "trust")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_unknown_run_model_and_notebook(tmp_path):
+    for arguments, said in ((("runs", "show", "nothing"), "'ssr runs list'"), (("runs", "verify", "nothing"), "neither an id"), (("models", "pull", "gpt"), "embedded model 'gpt' is unknown"),
+                            (("run", "nowhere.ipynb"), "does not exist"), (("run", "concept_tests"), "choose one of concept_test"), (("runs", "list"), "does not exist")):
+        done = command(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_a_read_only_runs_folder(tmp_path):
+    if os.geteuid() == 0: tmp_path = tmp_path / "file"; tmp_path.write_text("root may write anywhere, but not below a file")
+    else: tmp_path.chmod(0o500)
+    done = command("run", "concept_test", "--runs", tmp_path / "runs")
+    assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_doctor_and_models():
+    done = command("doctor", "--json")
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0 and checks["embedding model minilm"]["ok"] and checks["hosted language models"]["mend"]
+    assert {row["llm_model"] for row in json.loads(command("models", "list", "--json").stdout)} == {"gemma-3-270m", "smollm2-135m"}
+
+
+def test_a_damaged_model_is_refused(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/gemma-3-270m-q4_k_m.gguf").write_bytes(b"not a model")
+    done = command("demo", env={"SSR_CACHE": str(tmp_path), "SSR_RUNS": str(tmp_path / "runs")})
+    assert done.returncode == 1 and "is damaged" in done.stderr

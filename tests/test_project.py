@@ -1,0 +1,70 @@
+"""The project itself: environment, packaging, notebooks."""
+
+import configparser
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_environment_yml_is_the_project():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1] == {"pip": ["-e .[dev]"]} and f"python{PROJECT['project']['requires-python']}" in environment["dependencies"]
+
+
+def test_everything_the_user_named_is_in_the_research_environment():
+    named = ["jupyterlab", "papermill", "nbdev", "openai", "google-generativeai", "numpy", "pandas", "seaborn", "duckdb", "joblib", "pytest"]
+    lock = (ROOT / "requirements/dev.lock").read_text()
+    assert all(re.search(rf"^{name}==", lock, re.MULTILINE) for name in named)
+    for name in ("dev", "base"):
+        lock = (ROOT / f"requirements/{name}.lock").read_text()
+        assert "--hash=sha256:" in lock and "://" not in lock
+
+
+def test_settings_ini_drives_nbdev():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    assert f"__version__ = \"{settings['DEFAULT']['version']}\"" in (ROOT / "ssr_nb/__init__.py").read_text()
+
+
+def test_cleaning_keeps_the_tag_that_papermill_needs(tmp_path):
+    import shutil
+    import subprocess
+    import sys
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    (tmp_path / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs/surveys/concept_test.ipynb", tmp_path / "nbs")
+    subprocess.run([str(Path(sys.executable).with_name("nbdev_clean"))], cwd=tmp_path, check=True)
+    assert any("parameters" in cell.metadata.get("tags", []) for cell in nbformat.read(tmp_path / "nbs/concept_test.ipynb", as_version=4).cells)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_library_notebooks_are_literature(path):
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# .+\n\n> .+", first.source)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(cell.source.startswith("#| default_exp") for cell in code) and sum(cell.cell_type == "markdown" for cell in notebook.cells) >= 2
+    module = ROOT / "ssr_nb" / f"{path.stem.split('_', 1)[1]}.py"
+    assert len(module.read_text().splitlines()) <= 400
+
+
+def test_modules_import_downward_only():
+    order = {path.stem.split("_", 1)[1]: number for number, path in enumerate(sorted((ROOT / "nbs").glob("[0-9]*.ipynb")))}
+    for name, place in order.items():
+        text = (ROOT / "ssr_nb" / f"{name}.py").read_text()
+        imported = set(re.findall(r"from ssr_nb\.(\w+) import", text)) | {n.strip() for line in re.findall(r"from ssr_nb import (.+)", text) for n in line.split(",")} | set(re.findall(r"from \.(\w+) import", text))
+        upward = {other for other in imported if order.get(other, -1) >= place}
+        assert not upward, f"{name} imports {upward}"
+
+
+def test_no_address_of_an_index_or_a_path_of_a_machine_is_committed():
+    for path in [*ROOT.glob("*.*"), *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "tests").rglob("*.py")]:
+        if path.is_file(): assert not re.search(r"/home/[a-z]+/|index-url" + " ", path.read_text(errors="ignore")), path
