@@ -69,7 +69,6 @@ def pmfs(
     unscored = np.isnan(cosines).all(axis=(1, 2))
     if len(bad := np.flatnonzero(~np.isfinite(cosines).all(axis=(1, 2)) & ~unscored)):
         raise InputError(f"similarities row {bad[0]} is not finite: rate that answer again, or make the whole row NaN to leave it out")
-    k = cosines.shape[2]
     gamma = (1 + cosines) / 2
     least = gamma.argmin(axis=2)[..., None]
     mass = gamma - np.take_along_axis(gamma, least, axis=2)

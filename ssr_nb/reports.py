@@ -17,7 +17,7 @@ import pandas as pd
 from . import plots
 from .core import shipped
 from .pricing import dollars
-from .results import STATUSES, Results, Table, headline, share_interval
+from .results import STATUSES, Results, Table, headline
 from .summaries import headline_boxes
 
 # %% ../nbs/35_reports.ipynb #cell-005

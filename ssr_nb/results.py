@@ -27,7 +27,7 @@ STATUSES = ("ok", "uninformative", "numeric", "refusal", "empty", "truncated", "
 @dataclass(frozen=True)
 class Results:
     "The answers to a survey and their ratings."
-    survey: "Survey"  # the specification (ssr_nb.survey)
+    survey: object  # the specification: an ssr_nb.survey.Survey, which is declared below this module
     answers: pd.DataFrame  # one row an answer: the columns of the table `answers`
     by_construct: dict[str, Ratings]  # the ratings of each construct's answers, in their order
     vectors: pd.DataFrame  # key, vector: of every text that was embedded, answers and anchors

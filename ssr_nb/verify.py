@@ -96,7 +96,7 @@ def reexecute(
         if unknown := [text for text, key in zip(texts, keys) if key not in known]: raise LookupError(f"embeddings has no vector for {unknown[0]!r}: that text was not part of the run")
         return np.array([known[key] for key in keys], dtype=np.float32).reshape(len(keys), dimensions)
 
-    answers, rated, used = assemble(survey, asks, outcomes, embed, identity)
+    answers, rated, used = assemble(survey, template, asks, outcomes, embed, identity)
     return Results(survey, answers, rated, used, calls, run.manifest, write_inputs(survey, template))
 
 def results_of(run: Run) -> Results:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 STANCES = {"Mug": ["I would definitely buy this, I love it.", "I'd happily get one, it is just what I need."],
            "Club": ["I might buy it or I might not, I am not sure.", "Hard to say, perhaps if it were cheaper."],
-           "Mud": ["I would never buy this, it is disgusting.", "No way, that is a terrible idea and a waste of money."]}
+           "Fish": ["I would never buy this, it is disgusting.", "No way, that is a terrible idea and a waste of money."]}
 
 
 class ModelServer(ThreadingHTTPServer):

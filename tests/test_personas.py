@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from ssr_nb.core import InputError
 from ssr_nb.personas import Panel
 from ssr_nb.prompts import PROMPTS, Concept, PromptTemplate, load_prompt, tell_persona
+from ssr_nb.scales import load_construct
+
+INTENT = load_construct("purchase_intent")
 
 
 @settings(max_examples=30, deadline=None)
@@ -49,11 +52,11 @@ def test_bad_cohorts(n):
 def test_every_attribute_is_told(persona):
     told = tell_persona(persona)
     assert all(str(value) in told or name == "gender" for name, value in persona.items())
-    for template in PROMPTS.values(): assert template.render(persona, Concept("{name}", "has {braces}"), "Well?")
+    for template in PROMPTS.values(): assert template.render(persona, Concept("{name}", "has {braces}"), INTENT)
 
 
 def test_the_prompt_names_no_scale_and_persona_comes_first():
-    chat = PROMPTS["chat"].render({"age": 40}, Concept("Mug", "Hot"), "How likely would you be to purchase this product?")["messages"]
+    chat = PROMPTS["chat"].render({"age": 40}, Concept("Mug", "Hot"), INTENT)["messages"]
     assert [m["role"] for m in chat] == ["system", "user"] and "40-year-old" in chat[0]["content"] and "40-year-old" not in chat[1]["content"]
     assert not any(word in chat[1]["content"] for word in ("scale", "1 to 5", "points"))
 

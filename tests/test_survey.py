@@ -23,7 +23,7 @@ def test_whole_path(hosted, server, concepts):
     assert len(server.asked) == 3 * 6 * 2 == len(results.answers)
     assert results.manifest["status"] == "complete" and results.statuses()["ok"] == 36
     summary = results.summary().set_index("concept")
-    assert summary["rank"].to_dict() == {"Everwarm Mug": 1, "Parcel Club": 2, "Mud Pillow": 3}
+    assert summary["rank"].to_dict() == {"Everwarm Mug": 1, "Parcel Club": 2, "Fish Paste": 3}
     assert (summary["mean_low"] <= summary["mean"]).all() and (summary["mean"] <= summary["mean_high"]).all()
     for row in summary.itertuples():
         assert np.isclose(sum(row.pmf), 1) and np.isclose(row.top_2_box, row.pmf[3] + row.pmf[4])
