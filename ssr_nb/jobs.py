@@ -174,7 +174,11 @@ def run_notebook(
                     "parameters": {name: parameter.default for name, parameter in declared.items()} | given, "started_at": started.isoformat(), "finished_at": finished.isoformat(),
                     "seconds": round((finished - started).total_seconds(), 3), "error": error, "version": __version__, **{k: v for k, v in results.items() if k != "status"}, **environment()}
         executed = folder / "notebook.ipynb"
-        if executed.exists(): write_report(nbformat.read(executed, as_version=4), manifest, folder / "report.html")
+        if executed.exists():
+            content = nbformat.read(executed, as_version=4)
+            for name in ("input_path", "output_path"): content.metadata.get("papermill", {}).pop(name, None)  # where it was executed is nobody's business
+            nbformat.write(content, executed)
+            write_report(content, manifest, folder / "report.html")
         for leftover in ("results.json", "progress.json", "progress.new"): (folder / leftover).unlink(missing_ok=True)
         run = finish_run(folder, manifest, settings.runs)
     if journal and manifest["status"] == "complete": discard_journal(journal)

@@ -53,6 +53,10 @@ class OpenAICompatible:
 
     async def __aexit__(self, *_): await self._client.close()
 
+    def _extra(self, request: Request) -> dict | None:
+        "What this server takes beside the protocol."
+        return None
+
     async def ask(
         self,
         request: Request,
@@ -63,9 +67,9 @@ class OpenAICompatible:
         seed = {} if request.seed is None else {"seed": request.seed}
         try:
             if "messages" in request.prompt:
-                answer = await self._client.chat.completions.create(model=self.name, messages=request.prompt["messages"], **request.parameters, **seed)
+                answer = await self._client.chat.completions.create(model=self.name, messages=request.prompt["messages"], **request.parameters, **seed, extra_body=self._extra(request))
             else:
-                answer = await self._client.completions.create(model=self.name, prompt=request.prompt["prompt"], **request.parameters, **seed)
+                answer = await self._client.completions.create(model=self.name, prompt=request.prompt["prompt"], **request.parameters, **seed, extra_body=self._extra(request))
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise SSRError(f"llm_model {self.name!r} was refused by {self.provider} ({error.status_code}): set OPENAI_API_KEY to a key that may use it") from None
         except openai.NotFoundError: raise InputError(f"llm_model {self.name!r} is unknown to {self.provider}: choose a model that it serves") from None
@@ -154,6 +158,7 @@ def _server(path: str, threads: int, parallel: int):
     parameters.cpuparams.n_threads, parameters.cpuparams.poll = threads, 0  # sleep while waiting: spinning threads starve whoever shares the processor
     parameters.hostnames, parameters.port = ["127.0.0.1"], 0
     parameters.verbosity, parameters.warmup = -1, False
+    parameters.swa_full = True  # without it Gemma's sliding window throws the shared prefix of the prompts away
     return xllamacpp.Server(parameters)
 
 CONTEXT_TOKENS = 2048  # for each answer: prompt and completion
@@ -167,11 +172,17 @@ class Embedded(OpenAICompatible):
         self.path, self.threads = path, threads or os.cpu_count() or 1
         self.provider = f"sha256:{file_hash(path)}"
         self.price = price_of(name, "embedded")
+        self._slots: dict[str, int] = {}  # the start of a prompt -> the slot that has it in its cache
 
     async def __aenter__(self):
         server = await asyncio.to_thread(_server, str(self.path), self.threads, self.concurrency)
         self.base_url = server.listening_address + "/v1"
         return await super().__aenter__()
+
+    def _extra(self, request: Request) -> dict | None:
+        "Prompts that start alike go to the same slot: what they share is read once."
+        start = str(request.prompt)[:1000]
+        return {"id_slot": self._slots.setdefault(start, len(self._slots) % self.concurrency)}
 
 # %% ../nbs/22_llms.ipynb #cell-011
 def load_llm(

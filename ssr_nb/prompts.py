@@ -110,9 +110,13 @@ class PromptTemplate:
         self,
         completion: str,  # as the model returned it
     ) -> str:
-        "The answer in a completion: all of it, or what follows the mark; nothing where the form was not kept."
+        "The answer in a completion: all of it, or the line that follows the mark; nothing where the form was not kept."
         if not self.answer_after: return completion.strip()
-        return completion.split(self.answer_after, 1)[1].strip() if self.answer_after in completion else ""
+        return completion.split(self.answer_after, 1)[1].strip().split("\n")[0].strip() if self.answer_after in completion else ""
+
+    def lacks(self, construct: Construct) -> bool:
+        "Whether the examples of a transcript say nothing about this construct."
+        return bool(self.examples) and not all(construct.name in one["says"] for one in self.examples)
 
 # %% ../nbs/11_prompts.ipynb #cell-015
 def _example(concept: str, notices: str, feels: str, reason: str, buys: str, worth: str, unlike: str) -> dict:
@@ -149,7 +153,7 @@ PROMPTS = {template.id: template for template in (
     PromptTemplate("transcript", 1, "transcript",
         'Shoppers read about a product and were asked: "{question}" They say frankly what they think.',
         "Next shopper: {persona}.\nProduct: {concept}\nNotices:",
-        "Product: {concept}\nNotices: {notices}\nFeels: {feels}\nSays: {says}", EXAMPLES, "Says:", ("\n\n", "\nProduct", "\nNext")),
+        "Product: {concept}\nNotices: {notices}\nFeels: {feels}\nSays: {says}", EXAMPLES, "Says:", ("\n\n", "\nProduct", "\nNext", "\nNotices")),
 )}
 
 def load_prompt(

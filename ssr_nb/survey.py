@@ -217,7 +217,8 @@ async def _arun(survey: Survey, show: bool, settings: Settings) -> Results:
     finally: progress.close()
     answers, rated, vectors = assemble(survey, template, asks, outcomes, embedder.embed, embedder.identity)
     failed = sum(outcome.reply is None for outcome in outcomes)
-    warnings = ([EMBEDDED_WARNING] if llm.embedded else []) + ([f"{failed} of {len(asks)} answers failed: run the survey again to ask only for those."] if failed else [])
+    foreign = [construct.name for construct in survey.constructs if template.lacks(construct)]
+    warnings = ([EMBEDDED_WARNING] if llm.embedded else []) + ([f"Prompt {template.id!r} has no examples for {', '.join(foreign)}: its answers may miss the question."] if foreign else []) + ([f"{failed} of {len(asks)} answers failed: run the survey again to ask only for those."] if failed else [])
     cost = math.nan if calls["cost_usd"].isna().any() else float(calls["cost_usd"].sum())
     manifest = {
         "status": "complete" if whole else "incomplete", "fingerprint": fingerprint(survey, elicitation, embedder.identity), "elicitation_hash": elicitation, "version": __version__,

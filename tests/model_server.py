@@ -13,6 +13,7 @@ STANCES = {"Mug": ["I would definitely buy this, I love it.", "I'd happily get o
 
 class ModelServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # more than a survey opens at once
 
     def __init__(self, delay: float = 0.0, fail=lambda number: None):
         super().__init__(("127.0.0.1", 0), Handler)
