@@ -122,8 +122,16 @@ class JournalClaim:
         slot = 0
         while True:
             self.path = self.folder / f"{self.name}-{slot}.sqlite"
-            if not self.path.with_suffix(".done").exists() and self._take(): return self
+            if not self._being_saved() and self._take():
+                self.path.with_suffix(".saving").unlink(missing_ok=True)
+                return self
             slot += 1
+
+    def _being_saved(self) -> bool:
+        "Whether another process that is alive has all the answers and writes its run."
+        try: owner = int(self.path.with_suffix(".saving").read_text() or 0)
+        except FileNotFoundError: return False
+        return owner != _owner() and _alive(owner)
 
     def _take(self) -> bool:
         lock = self.path.with_suffix(".lock")
@@ -144,15 +152,19 @@ class JournalClaim:
                 return self._take()
             break
         self._file.truncate(0)
-        self._file.write(os.environ.get("SSR_JOB_PID", str(os.getpid())))
+        self._file.write(str(_owner()))
         self._file.flush()
         return True
 
     def finish(self) -> None:
-        "Mark the survey as finished: its journal is never resumed, and is kept until its run folder holds the calls."
-        self.path.with_suffix(".done").touch()
+        "All answers are there: the journal belongs to this process, or its job, until the run folder holds the calls; if it dies before, the journal is resumed."
+        self.path.with_suffix(".saving").write_text(str(_owner()))
 
     def __exit__(self, *_): self._file.close()
+
+def _owner() -> int:
+    "The process that a journal belongs to: the job, or this one."
+    return int(os.environ.get("SSR_JOB_PID", os.getpid()))
 
 def _alive(pid: int) -> bool:
     try: os.kill(pid, 0)
@@ -163,4 +175,4 @@ def _alive(pid: int) -> bool:
 def discard_journal(path: str | Path) -> None:
     "Remove a finished journal whose calls are safe elsewhere."
     path = Path(path)
-    for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm", ".lock", ".done"): path.with_suffix(suffix).unlink(missing_ok=True)
+    for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm", ".lock", ".saving"): path.with_suffix(suffix).unlink(missing_ok=True)

@@ -45,12 +45,23 @@ def test_the_key_is_all_that_shapes_the_answer_and_not_the_seed():
 
 def test_equal_surveys_at_once_take_a_journal_each(tmp_path):
     with JournalClaim(tmp_path, "s") as one, JournalClaim(tmp_path, "s") as two: assert one.path != two.path
-    with JournalClaim(tmp_path, "s") as again:
+    with JournalClaim(tmp_path, "s") as again: assert again.path == one.path
+
+
+def test_a_finished_journal_is_resumed_until_it_is_saved(tmp_path, monkeypatch):
+    with JournalClaim(tmp_path, "s") as one: one.finish()
+    with JournalClaim(tmp_path, "s") as again:  # the same process: a cell that is run again
         assert again.path == one.path
         again.finish()
-    with JournalClaim(tmp_path, "s") as fresh: assert fresh.path == two.path
+    monkeypatch.setenv("SSR_JOB_PID", str(os.getppid()))  # another job, while the first one saves
+    with JournalClaim(tmp_path, "s") as other: assert other.path != one.path
+    monkeypatch.delenv("SSR_JOB_PID")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    one.path.with_suffix(".saving").write_text(str(gone.pid))  # the first job was killed before it had saved
+    with JournalClaim(tmp_path, "s") as resumed: assert resumed.path == one.path
     discard_journal(one.path)
-    with JournalClaim(tmp_path, "s") as free: assert free.path == one.path
+    assert not list(tmp_path.glob("s-0*"))
 
 
 HOLDER = "import sys, time\nfrom ssr_nb.calls import JournalClaim\nwith JournalClaim(sys.argv[1], 's') as claim: print(claim.path, flush=True); time.sleep(60)"
