@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .calls import Journal, Reply, Request
+from .core import SSRError
 from .llms import LLM, TransientError
 from .pricing import dollars
 
@@ -69,7 +70,7 @@ async def elicit(
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(llm.concurrency, len(missing))): group.create_task(work())
-            except* Exception as errors: raise errors.exceptions[0] from None
+            except ExceptionGroup as group: raise next((error for error in group.exceptions if isinstance(error, SSRError)), group.exceptions[0]) from None
     return outcomes
 
 # %% ../nbs/24_runner.ipynb #cell-006

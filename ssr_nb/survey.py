@@ -24,7 +24,7 @@ from .core import InputError, Settings, choose, content_hash, non_negative, ship
 from .embedders import vector_key
 from .llms import load_llm
 from .personas import Panel
-from .prompts import Concept, PromptTemplate, load_prompt
+from .prompts import Concept, PromptTemplate, find_prompt, load_prompt
 from .rating import load_embedder, rate_embeddings, text_status
 from .results import Results
 from .runner import Outcome, Progress, elicit, run_coroutine
@@ -64,7 +64,7 @@ class Survey:
     ssr_temperature: float = 1.0
     ssr_epsilon: float = 0.0
     locale: str = "en"  # the language of concepts, prompts and answers
-    prompt: str | PromptTemplate | None = None  # the model's own by default
+    prompt: str | PromptTemplate | None = None  # the one that fits the model by default; a base model by its path needs "transcript"
     seed: int = 0
 
     def __post_init__(self):
@@ -202,7 +202,7 @@ def read_inputs(run: Run) -> tuple[Survey, PromptTemplate]:
 EMBEDDED_WARNING = "An embedded small language model answered this survey. It shows how the method works; it is no evidence about consumers."
 
 async def _arun(survey: Survey, show: bool, settings: Settings) -> Results:
-    llm = load_llm(survey.llm_model, settings)
+    llm = load_llm(survey.llm_model, settings, form=survey.prompt and find_prompt(survey.prompt).form)
     embedder = load_embedder(survey.embedding_model)
     template = load_prompt(survey.prompt, llm.form, survey.locale)
     asks = plan(survey, template, llm.provider)
