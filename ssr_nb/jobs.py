@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import __version__
 from .calls import discard_journal
-from .core import InputError, Settings, choose, content_hash, file_hash, shipped
+from .core import InputError, Settings, SSRError, choose, content_hash, file_hash, shipped
 from .pricing import dollars
 from .reports import write_report
 from .store import Run, finish_run, new_run_id, partial_folder
@@ -175,7 +175,8 @@ def run_notebook(
                     "seconds": round((finished - started).total_seconds(), 3), "error": error, "version": __version__, **{k: v for k, v in results.items() if k != "status"}, **environment()}
         executed = folder / "notebook.ipynb"
         if executed.exists():
-            content = nbformat.read(executed, as_version=4)
+            try: content = nbformat.read(executed, as_version=4)
+            except ValueError: raise SSRError(f"the executed notebook could not be written whole ({error}): free space and run again; every answer is kept") from None
             for name in ("input_path", "output_path"): content.metadata.get("papermill", {}).pop(name, None)  # where it was executed is nobody's business
             nbformat.write(content, executed)
             write_report(content, manifest, folder / "report.html")

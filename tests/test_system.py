@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, command
 
 pytestmark = pytest.mark.system
 CHROMIUM = shutil.which("chromium")
@@ -42,6 +42,22 @@ def test_the_example_report_in_a_browser(tmp_path):
     wide.write_text(report.read_text().replace("</body>", "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth</script></body>"))
     scroll, inner = map(int, re.search(r"<title>(\d+) (\d+)</title>", browse(wide, "--window-size=500,1600", "--dump-dom")).groups())
     assert scroll <= inner, "the page is wider than a phone"
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_answers(tmp_path, server):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", disk], capture_output=True).returncode: pytest.skip("only root can mount a small disk")
+    try:
+        environment = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "test", "SSR_RUNS": str(disk / "runs")}
+        done = command("run", "concept_test", "-p", "llm_model", "stand-in", "-p", "cohort_size", "60", env=environment)
+        assert done.returncode == 1 and "free space" in done.stderr and "Traceback" not in done.stderr
+        assert not list((disk / "runs").glob("[!.]*"))
+        asked = len(server.asked)
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        again = command("run", "concept_test", "-p", "llm_model", "stand-in", "-p", "cohort_size", "60", "--json", env=environment)
+        assert again.returncode == 0 and json.loads(again.stdout)["journalled"] >= asked - 20
+    finally: subprocess.run(["umount", disk], check=True)
 
 
 def test_the_wheel_alone_runs_the_demo(tmp_path):
