@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import nbformat
 import pytest
 
@@ -167,9 +168,18 @@ def test_shipped_survey_notebooks_document_their_parameters():
         assert declared and all(parameter.help for parameter in declared.values()), path.name
 
 
-def test_four_jobs_at_once(server, tmp_path):
-    jobs = [subprocess.Popen([str(Path(sys.executable).with_name("ssr")), "run", "concept_test", *SMALL], env={**os.environ, **environment(server, tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            for _ in range(4)]
-    for job in jobs: assert job.communicate()[1] is not None and job.returncode == 0
-    assert connect(tmp_path / "runs").execute("SELECT count(*), sum(answers) FROM runs").fetchall() == [(4, 60)]
-    assert len(server.asked) == 60
+def test_four_jobs_at_once_while_another_program_holds_the_log(server, tmp_path):
+    variables = {**os.environ, **environment(server, tmp_path)}
+    run = [str(Path(sys.executable).with_name("ssr")), "run", "concept_test", *SMALL]
+    assert subprocess.run(run, env=variables, capture_output=True).returncode == 0
+    log = tmp_path / "runs/ssr.duckdb"
+    holder = subprocess.Popen([sys.executable, "-c", "import duckdb, sys, time\nc = duckdb.connect(sys.argv[1], read_only=True); print(c.execute('SELECT count(*) FROM runs').fetchall(), flush=True); time.sleep(120)", log],
+                              stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline().strip() == "[(1,)]"
+    jobs = [subprocess.Popen(run, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(4)]
+    assert [job.wait() for job in jobs] == [0] * 4
+    assert connect(tmp_path / "runs").execute("SELECT count(*), sum(answers) FROM runs").fetchall() == [(5, 75)]
+    holder.kill()
+    holder.wait()
+    assert len(json.loads(subprocess.run([run[0], "runs", "list", "--json"], env=variables, capture_output=True, text=True).stdout)) == 5
+    with duckdb.connect(str(log), read_only=True) as entered: assert entered.execute("SELECT count(*) FROM runs").fetchall() == [(5,)]
