@@ -107,34 +107,33 @@ def provenance(manifest: dict) -> list[tuple[str, str]]:
             ("Prices", (manifest.get("price") or {}).get("source")), ("Software", f"ssr_nb {manifest.get('version')}" + (f", commit {manifest['git_commit'][:10]}" if manifest.get("git_commit") else ""))]
     return [(name, str(value)) for name, value in rows if value not in (None, "", "None")]
 
+def _page(notebook, report: dict) -> str:
+    "A notebook in our template; `report` is what the template knows beside the cells."
+    from nbconvert import HTMLExporter
+    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(shipped("templates"))])
+    exporter.register_filter("mathml", _mathml)
+    return exporter.from_notebook_node(notebook, resources={"report": report})[0]
+
 def render(
     notebook,  # an executed notebook (NotebookNode)
     manifest: dict,
 ) -> str:  # HTML
     "The report: the notebook's prose and results in our template, with warnings on top and the provenance at the foot."
-    from nbconvert import HTMLExporter
-    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(shipped("templates"))])
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     title = next(iter(re.findall(r"^# (.+)$", prose, flags=re.MULTILINE)), "Report")
-    exporter.register_filter("mathml", _mathml)
-    body, _ = exporter.from_notebook_node(notebook, resources={"report": {"title": title, "warnings": manifest.get("warnings", []), "provenance": provenance(manifest), "parameters": manifest.get("parameters", {})}})
-    return body
+    return _page(notebook, {"title": title, "warnings": manifest.get("warnings", []), "provenance": provenance(manifest), "parameters": manifest.get("parameters", {})})
 
 def build_pages(notebooks: str | Path, out: str | Path) -> None:
     "Every notebook in a folder as a page, with its code."
     import nbformat
-    from nbconvert import HTMLExporter
     out = Path(out)
     for path in sorted(Path(notebooks).rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts: continue
-        exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(shipped("templates"))])
-        exporter.register_filter("mathml", _mathml)
         notebook = nbformat.read(path, as_version=4)
         title = next((line[2:] for line in notebook.cells[0].source.splitlines() if line.startswith("# ")), path.stem)
-        body, _ = exporter.from_notebook_node(notebook, resources={"report": {"title": title, "warnings": [], "provenance": [], "parameters": {}, "code": True}})
         target = (out / path.relative_to(notebooks)).with_suffix(".html")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(body, encoding="utf-8")
+        target.write_text(_page(notebook, {"title": title, "warnings": [], "provenance": [], "parameters": {}, "code": True}), encoding="utf-8")
 
 def write_report(notebook, manifest: dict, path: Path) -> None:
     "Render a report into a file."
