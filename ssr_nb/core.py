@@ -73,15 +73,33 @@ def _cache_folder() -> Path:
 class Settings:
     "What the environment says, read once at the edge and passed down."
     runs: Path = Path("runs")  # SSR_RUNS: where runs are kept
-    cache: Path = Path(".cache")  # SSR_CACHE: vectors and assembled model files
+    cache: Path = Path(".cache")  # SSR_CACHE: vectors, cached answers and assembled model files
     run_folder: Path | None = None  # SSR_RUN_FOLDER: set by a job for the notebook that it executes
     openai_base_url: str | None = None  # OPENAI_BASE_URL: an OpenAI-compatible server
+    google_base_url: str | None = None  # GOOGLE_GEMINI_BASE_URL: a gateway in front of Gemini
     has_openai_key: bool = False  # whether OPENAI_API_KEY is set; the key itself stays in the environment
+    has_google_key: bool = False  # whether GOOGLE_API_KEY is set
+    llm_caching: bool = False  # ENABLE_LLM_CACHING: answers of earlier runs may be taken instead of asking
+    cache_days: float = 30.0  # SSR_CACHE_DAYS: older vectors and cached answers are removed
+    cache_gigabytes: float = 2.0  # SSR_CACHE_GB: of each cache; the oldest are removed beyond it
+    estimate_file: Path | None = None  # SSR_ESTIMATE_FILE: set by `ssr estimate`; a survey then writes its estimate there and asks nothing
+    pilot: int = 0  # SSR_PILOT: calls that such an estimate may make
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         "Read the settings from `environment`; an empty variable counts as unset."
         def path(name): return Path(environment[name]).expanduser() if environment.get(name) else None
-        return cls(runs=path("SSR_RUNS") or Path("runs"), cache=path("SSR_CACHE") or _cache_folder(),
-                   run_folder=path("SSR_RUN_FOLDER"), openai_base_url=environment.get("OPENAI_BASE_URL") or None,
-                   has_openai_key=bool(environment.get("OPENAI_API_KEY")))
+        return cls(runs=path("SSR_RUNS") or Path("runs"), cache=path("SSR_CACHE") or _cache_folder(), run_folder=path("SSR_RUN_FOLDER"),
+                   openai_base_url=environment.get("OPENAI_BASE_URL") or None, google_base_url=environment.get("GOOGLE_GEMINI_BASE_URL") or None,
+                   has_openai_key=bool(environment.get("OPENAI_API_KEY")), has_google_key=bool(environment.get("GOOGLE_API_KEY")),
+                   llm_caching=_switch("ENABLE_LLM_CACHING", environment.get("ENABLE_LLM_CACHING")),
+                   cache_days=_number("SSR_CACHE_DAYS", environment.get("SSR_CACHE_DAYS") or "30"), cache_gigabytes=_number("SSR_CACHE_GB", environment.get("SSR_CACHE_GB") or "2"),
+                   estimate_file=path("SSR_ESTIMATE_FILE"), pilot=int(_number("SSR_PILOT", environment.get("SSR_PILOT") or "0")))
+
+def _number(name: str, value: str) -> float:
+    try: return non_negative(name, float(value))
+    except ValueError: raise InputError(f"{name} is {value!r}: give a number of at least 0") from None
+
+def _switch(name: str, value: str | None) -> bool:
+    "A variable that is on or off; off by default."
+    return choose(name, (value or "false").strip().lower(), {"true": True, "1": True, "false": False, "0": False})

@@ -8,9 +8,11 @@ __all__ = ['FINANCES', 'ORDERS', 'EXAMPLES', 'PROMPTS', 'Concept', 'tell_persona
 # %% ../nbs/11_prompts.ipynb #cell-003
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from .core import InputError, choose, content_hash
+from .images import Image, read_image
 from .scales import Construct
 
 # %% ../nbs/11_prompts.ipynb #cell-005
@@ -20,8 +22,10 @@ class Concept:
     name: str
     description: str
     price: str | None = None  # as people would read it, such as "$29"
+    image: Image | str | Path | bytes | None = None  # a picture: a file, a URL, or bytes; read at once
 
     def __post_init__(self):
+        if self.image is not None: object.__setattr__(self, "image", read_image(self.image))
         for name in ("name", "description"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip(): raise InputError(f"concept {self.name!r} has the {name} {value!r}: describe what is shown")
@@ -29,7 +33,7 @@ class Concept:
 
     def content(self) -> dict:
         "The concept as plain values."
-        return {"name": self.name, "description": self.description, "price": self.price}
+        return {"name": self.name, "description": self.description, "price": self.price, **({"image": self.image.hash} if self.image else {})}
 
     def shown(self) -> str:
         "The concept as a respondent reads it, on one line."
@@ -72,14 +76,22 @@ class PromptTemplate:
     opening: str  # a chat's system message, or a transcript's first lines
     ask: str  # what follows: the user's message, or the lines to be continued
     example: str = ""  # of a transcript: names the keys of `examples`, and {says}
-    examples: tuple[dict, ...] = ()  # each with `says`: construct -> what is said, and `any` for all others
+    examples: tuple[dict, ...] = ()  # each with `says`: construct -> what is said, and `any` for all others; and `appeal`, from 0 to 1, where a number is asked for
     answer_after: str = ""  # of a transcript: the answer is what follows this mark
     stop: tuple[str, ...] = ()  # where a transcript's answer ends
     locale: str = "en"
+    rating_opening: str = ""  # of direct Likert rating, as `opening`
+    rating_ask: str = ""
+    rating_example: str = ""
+    expert_opening: str = ""  # of the second step of follow-up Likert rating
+    expert_ask: str = ""
+    expert_example: str = ""
+    why_ask: str = ""  # a follow-up question after an answer
 
     def content(self) -> dict:
-        "The template as plain values."
-        return {**self.__dict__, "examples": [{**one, "says": dict(one["says"])} for one in self.examples], "stop": list(self.stop)}
+        "The template as plain values; texts that it does not have are left out."
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**{name: value for name, value in kept.items() if value != "" or name in ("example", "answer_after")}, "examples": [{**one, "says": dict(one["says"])} for one in self.examples], "stop": list(self.stop)}
 
     @classmethod
     def from_content(cls, content: Mapping) -> "PromptTemplate":
@@ -97,14 +109,39 @@ class PromptTemplate:
         concept: Concept,
         construct: Construct,
     ) -> dict:  # {"messages": […]} or {"prompt": "…"}
-        "What is sent to the model."
-        asked = {"persona": tell_persona(persona), "concept": concept.shown(), "question": construct.question}
+        "The question that is answered in words."
+        return self._render(self.opening, self.ask, self.example, persona, concept, construct)
+
+    def render_rating(self, persona: Mapping, concept: Concept, construct: Construct, scale_points: int) -> dict:
+        "The question that is answered by a number: direct Likert rating."
+        if not self.rating_ask: raise InputError(f"method 'dlr' needs a prompt that asks for a number, and {self.id!r} has no rating_ask: choose {' or '.join(PROMPTS)}")
+        return self._render(self.rating_opening, self.rating_ask, self.rating_example, persona, concept, construct, **_scale(construct, scale_points))
+
+    def render_expert(self, answer: str, construct: Construct, scale_points: int) -> dict:
+        "The question to a fresh expert that maps an answer to a number: the second step of follow-up Likert rating."
+        if not self.expert_ask: raise InputError(f"method 'flr' needs a prompt for the expert, and {self.id!r} has no expert_ask: choose {' or '.join(PROMPTS)}")
+        return self._render(self.expert_opening, self.expert_ask, self.expert_example, {}, None, construct, answer=" ".join(answer.split()), **_scale(construct, scale_points))
+
+    def render_why(self, prompt: dict, completion: str) -> dict:
+        "The question for a reason that follows an answer in the same conversation."
+        if not self.why_ask: raise InputError(f"ask_why is on, and prompt {self.id!r} has no why_ask: choose {' or '.join(PROMPTS)}")
+        if self.form == "chat": return {"messages": [*prompt["messages"], {"role": "assistant", "content": completion}, {"role": "user", "content": self.why_ask}]}
+        return {"prompt": prompt["prompt"] + completion.rstrip() + self.why_ask}
+
+    def _render(self, opening: str, ask: str, example: str, persona: Mapping, concept: Concept | None, construct: Construct, **more) -> dict:
+        asked = {"persona": tell_persona(persona), "concept": concept.shown() if concept else "", "question": construct.question, **more}
         if self.form == "chat":
-            return {"messages": [{"role": "system", "content": self.opening.format(**asked)}, {"role": "user", "content": self.ask.format(**asked)}]}
+            messages = [{"role": role, "content": text.format(**asked)} for role, text in (("system", opening), ("user", ask))]
+            if concept and concept.image: messages[0 if "{concept}" in opening else 1]["images"] = [concept.image.hash]
+            return {"messages": messages}
+        if concept and concept.image: raise InputError(f"concept {concept.name!r} has an image, and prompt {self.id!r} is a transcript: choose a model that answers chats and reads images")
         examples = list(self.examples)
         random.Random(int(content_hash(dict(persona))[:8], 16) % ORDERS).shuffle(examples)
-        shown = [self.example.format(**{**one, "says": one["says"].get(construct.name, one["says"]["any"])}) for one in examples]
-        return {"prompt": "\n\n".join([self.opening.format(**asked), *shown, self.ask.format(**asked)])}
+        def told(one):
+            rating = {"rating": 1 + round(one["appeal"] * (more["k"] - 1))} if "{rating}" in example else {}
+            return example.format(**{**one, "says": one["says"].get(construct.name, one["says"]["any"])}, **rating)
+        shown = [told(one) for one in examples]
+        return {"prompt": "\n\n".join([opening.format(**asked), *shown, ask.format(**asked)])}
 
     def answer(
         self,
@@ -114,46 +151,73 @@ class PromptTemplate:
         if not self.answer_after: return completion.strip()
         return completion.split(self.answer_after, 1)[1].strip().split("\n")[0].strip() if self.answer_after in completion else ""
 
+    def line(self, completion: str) -> str:
+        "What was said to a follow-up: all of it, or a transcript's line."
+        return completion.strip() if self.form == "chat" else completion.strip().split("\n")[0].strip()
+
     def lacks(self, construct: Construct) -> bool:
         "Whether the examples of a transcript say nothing about this construct."
         return bool(self.examples) and not all(construct.name in one["says"] for one in self.examples)
 
-# %% ../nbs/11_prompts.ipynb #cell-015
-def _example(concept: str, notices: str, feels: str, reason: str, buys: str, worth: str, unlike: str) -> dict:
-    return {"concept": concept, "notices": notices, "feels": feels,
+def _scale(construct: Construct, scale_points: int) -> dict:
+    "The scale in words, for those methods that name it."
+    labels = construct.scale_labels.get(scale_points)
+    told = ", ".join(f"{point} = {label}" for point, label in enumerate(labels, 1)) if labels else f"1 = the least, {scale_points} = the most"
+    return {"k": scale_points, "scale": told}
+
+# %% ../nbs/11_prompts.ipynb #cell-016
+def _example(appeal: float, concept: str, notices: str, feels: str, reason: str, buys: str, worth: str, unlike: str) -> dict:
+    return {"appeal": appeal, "concept": concept, "notices": notices, "feels": feels,
             "says": {"any": reason, "purchase_intent": f"{reason} {buys}", "value_for_money": worth, "uniqueness": unlike}}
 
 EXAMPLES = (
-    _example("Garlic Gum. A chewing gum that tastes of raw garlic and makes the breath smell for a whole day. It sticks to teeth. Price: $9 a pack.", "a gum that tastes of raw garlic", "disgusted",
+    _example(0, "Garlic Gum. A chewing gum that tastes of raw garlic and makes the breath smell for a whole day. It sticks to teeth. Price: $9 a pack.", "a gum that tastes of raw garlic", "disgusted",
              "Yuck, that is disgusting.", "No, I would never buy it.", "Gum costs a dollar, and this is awful. No, that is a terrible price.", "I have never heard of a gum like that. Yes, it is very different from the rest."),
-    _example("HandyTape. A strong clear tape that tears by hand and peels off walls without marks. One roll is fifty yards. Price: $4 a roll.", "a tape that peels off without marks, for $4", "pleased",
+    _example(1, "HandyTape. A strong clear tape that tears by hand and peels off walls without marks. One roll is fifty yards. Price: $4 a roll.", "a tape that peels off without marks, for $4", "pleased",
              "Great, I hang up my kids' drawings all the time.", "Yes, I would definitely buy it.", "So cheap for fifty yards. Yes, that is a real bargain.", "Every shop has a tape like that. No, it is nothing new."),
-    _example("Cup Scale. A coffee mug with a screen that shows the weight of the coffee. The mug cannot be washed in water. Price: $130 each.", "a mug that cannot be washed, for $130", "annoyed",
+    _example(0.25, "Cup Scale. A coffee mug with a screen that shows the weight of the coffee. The mug cannot be washed in water. Price: $130 each.", "a mug that cannot be washed, for $130", "annoyed",
              "That is useless to me and far too expensive.", "No, I don't think I would buy it.", "I can get ten mugs for that. No, it is far too expensive.", "A mug with a screen is a surprise. Yes, it is one of a kind."),
-    _example("Mint Rice Bowl. A frozen bowl of rice, peas and mint that heats in six minutes. It feeds one person. Price: $6 a bowl.", "a bowl of rice and peas with mint", "unsure",
+    _example(0.5, "Mint Rice Bowl. A frozen bowl of rice, peas and mint that heats in six minutes. It feeds one person. Price: $6 a bowl.", "a bowl of rice and peas with mint", "unsure",
              "Quick, but mint with rice sounds odd.", "Maybe I would buy it, maybe not.", "About what a frozen lunch costs. Maybe, the price is okay.", "Frozen rice is common, but not with mint. Maybe, it is a little different."),
-    _example("Ladder Shelf. A wooden shelf for small rooms that folds flat. It holds sixty pounds and needs no tools. Price: $39 each.", "a shelf that folds flat and needs no tools", "interested",
+    _example(0.75, "Ladder Shelf. A wooden shelf for small rooms that folds flat. It holds sixty pounds and needs no tools. Price: $39 each.", "a shelf that folds flat and needs no tools", "interested",
              "Handy, my bathroom is small and the price is fair.", "Yes, I would probably buy it.", "Strong, and less than most shelves. Yes, that is good value.", "I have seen shelves like that before. No, it is much like the others."),
-    _example("Mud Pillow. A pillow filled with wet mud that leaks on the bed at night. It must be refilled every morning. Price: $90 each.", "a pillow that leaks wet mud on my bed", "horrified",
+    _example(0, "Mud Pillow. A pillow filled with wet mud that leaks on the bed at night. It must be refilled every morning. Price: $90 each.", "a pillow that leaks wet mud on my bed", "horrified",
              "Gross, what a horrible mess.", "No, there is no way I am buying it.", "I would not take it for free. No, that is money thrown away.", "Nobody sells mud to sleep on. Yes, it is like nothing else I have seen."),
-    _example("Daily Bread. A sliced whole wheat bread with seeds, baked the same day. It stays fresh for a week without preservatives. Price: $3 a loaf.", "a whole wheat bread that stays fresh for a week, for $3", "delighted",
+    _example(1, "Daily Bread. A sliced whole wheat bread with seeds, baked the same day. It stays fresh for a week without preservatives. Price: $3 a loaf.", "a whole wheat bread that stays fresh for a week, for $3", "delighted",
              "Lovely, we eat sandwiches every day.", "Yes, I would certainly buy it.", "That is less than I pay now. Yes, that is great value for the money.", "The bakery has the same bread. No, it is completely ordinary."),
-    _example("Gold Clip. A paper clip plated with gold in a velvet box. It holds three sheets of paper. Price: $75 each.", "a paper clip for $75", "cheated",
+    _example(0, "Gold Clip. A paper clip plated with gold in a velvet box. It holds three sheets of paper. Price: $75 each.", "a paper clip for $75", "cheated",
              "Ridiculous, that is a waste of money.", "No, I would not buy it.", "A box of them costs a dollar. No, that is a rip-off.", "A clip is a clip, but gold is odd. Maybe, it is partly new."),
-    _example("Trail Bar. A snack bar with oats, dates and pumpkin seeds. It has twelve grams of protein and no added sugar. Price: $2 each.", "a snack bar with oats and dates and no added sugar", "hungry for it",
+    _example(0.75, "Trail Bar. A snack bar with oats, dates and pumpkin seeds. It has twelve grams of protein and no added sugar. Price: $2 each.", "a snack bar with oats and dates and no added sugar", "hungry for it",
              "Tasty, and good for me in the afternoon.", "Yes, I would likely buy it.", "Filling, for only $2. Yes, I get a lot for the price.", "There are a hundred bars like that. No, there is nothing special about it."),
-    _example("Poster Club. A club that mails one poster of an old film every month. You cannot choose the film. Price: $12 a month.", "a club that mails film posters I cannot choose", "so-so",
+    _example(0.5, "Poster Club. A club that mails one poster of an old film every month. You cannot choose the film. Price: $12 a month.", "a club that mails film posters I cannot choose", "so-so",
              "Fun, but my walls are full.", "Maybe, I am not sure I would buy it.", "Fair for a poster, but I might not like it. Maybe, the price is neither good nor bad.", "A club like that is rare. Yes, it is quite unusual."),
 )
 
+_RATING = "{question}\n\nReply with one whole number from 1 to {k}, where {scale}. Reply with the number and nothing else."
+_EXPERT = ("You are an expert on Likert scales. You read what a respondent said and choose the point of the scale that fits it best.",
+           'The question was: "{question}"\n\nThe respondent said: "{answer}"\n\nWhich point from 1 to {k} fits best, where {scale}? Reply with the number and nothing else.')
+_WHY = "Why do you say that? Answer in one or two sentences."
+_BRIEFLY = "Answer as this person would speak: briefly, honestly, in your own words, in one to three sentences. Never answer with a number or a rating."
+
 PROMPTS = {template.id: template for template in (
-    PromptTemplate("chat", 1, "chat",
-        "You take part in a consumer research survey. You are {persona}. Answer as this person would speak: briefly, honestly, in your own words, in one to three sentences. Never answer with a number or a rating.",
-        "Please read about this product.\n\n{concept}\n\n{question}"),
-    PromptTemplate("transcript", 1, "transcript",
+    PromptTemplate("chat", 2, "chat",
+        "You take part in a consumer research survey. You are {persona}. " + _BRIEFLY,
+        "Please read about this product.\n\n{concept}\n\n{question}",
+        rating_opening="You take part in a consumer research survey. You are {persona}. Answer as this person would.", rating_ask="Please read about this product.\n\n{concept}\n\n" + _RATING,
+        expert_opening=_EXPERT[0], expert_ask=_EXPERT[1], why_ask=_WHY),
+    PromptTemplate("chat-prefix-first", 1, "chat",
+        "You take part in a consumer research survey about this product.\n\n{concept}\n\nYou are told who you are, and what is asked. " + _BRIEFLY,
+        "You are {persona}.\n\n{question}",
+        rating_opening="You take part in a consumer research survey about this product.\n\n{concept}\n\nYou are told who you are, and what is asked. Answer as this person would.", rating_ask="You are {persona}.\n\n" + _RATING,
+        expert_opening=_EXPERT[0], expert_ask=_EXPERT[1], why_ask=_WHY),
+    PromptTemplate("transcript", 2, "transcript",
         'Shoppers read about a product and were asked: "{question}" They say frankly what they think.',
         "Next shopper: {persona}.\nProduct: {concept}\nNotices:",
-        "Product: {concept}\nNotices: {notices}\nFeels: {feels}\nSays: {says}", EXAMPLES, "Says:", ("\n\n", "\nProduct", "\nNext", "\nNotices")),
+        "Product: {concept}\nNotices: {notices}\nFeels: {feels}\nSays: {says}", EXAMPLES, "Says:", ("\n\n", "\nProduct", "\nNext", "\nNotices"),
+        rating_opening='Shoppers read about a product and were asked: "{question}" They choose a number from 1 to {k}, where {scale}.',
+        rating_ask="Next shopper: {persona}.\nProduct: {concept}\nChooses:", rating_example="Product: {concept}\nChooses: {rating}",
+        expert_opening='Shoppers were asked: "{question}" An expert maps what they say to a number from 1 to {k}, where {scale}.',
+        expert_ask="Says: {answer}\nNumber:", expert_example="Says: {says}\nNumber: {rating}", why_ask="\nBecause:"),
 )}
 
 def find_prompt(prompt: str | PromptTemplate) -> PromptTemplate:

@@ -18,7 +18,7 @@ import pandas as pd
 from . import plots, store
 from .calls import discard_journal
 from .core import InputError, Settings
-from .rating import Ratings
+from .rating import Rated, Ratings
 from .summaries import Summary, headline_boxes, ranks, summarise
 
 STATUSES = ("ok", "uninformative", "numeric", "refusal", "empty", "truncated", "filtered", "error")
@@ -29,21 +29,26 @@ class Results:
     "The answers to a survey and their ratings."
     survey: object  # the specification: an ssr_nb.survey.Survey, which is declared below this module
     answers: pd.DataFrame  # one row an answer: the columns of the table `answers`
-    by_construct: dict[str, Ratings]  # the ratings of each construct's answers, in their order
+    rated: dict[tuple[str, str], Rated]  # by construct and method: the ratings of its answers, in their order
     vectors: pd.DataFrame  # key, vector: of every text that was embedded, answers and anchors
     calls: pd.DataFrame  # the journalled calls
     manifest: dict  # models, hashes, versions, costs
-    inputs: dict[str, str]  # file name -> content: the specification as files
+    inputs: dict[str, str | bytes]  # file name -> content: the specification as files
     journal: Path | None = None  # where the calls are kept until they are saved
+
+    @property
+    def by_construct(self) -> dict[str, Ratings]:
+        "The ratings by semantic similarity of each construct's answers."
+        return {construct: rated for (construct, method), rated in self.rated.items() if method == "ssr"}
 
     @cached_property
     def ratings(self) -> pd.DataFrame:
         "One row an answer: who was asked what, the text, its status, mean, p1 … pk, peakedness."
-        parts = []
-        for construct, ratings in self.by_construct.items():
-            mine = self.answers[self.answers["construct"] == construct].drop(columns=["status", "call_key"]).reset_index(drop=True)
-            parts.append(pd.concat([mine, ratings.frame()], axis=1))
+        parts = [pd.concat([self._answers(*part).drop(columns=["status", "call_key", "rating_call_key", "why_call_key"]), rated.frame()], axis=1) for part, rated in self.rated.items()]
         return pd.concat(parts).sort_values("answer_id", ignore_index=True)
+
+    def _answers(self, construct: str, method: str) -> pd.DataFrame:
+        return self.answers[(self.answers["construct"] == construct) & (self.answers["method"] == method)].reset_index(drop=True)
 
     def _summarise(self, answers: pd.DataFrame, pmf: np.ndarray) -> Summary:
         return summarise(pmf, answers["respondent"].to_numpy(), self.survey.panel.weights, seed=self.survey.seed)
@@ -54,22 +59,35 @@ class Results:
     ) -> pd.DataFrame:  # one row a concept and construct (and segment)
         "Rank, mean, top-2 box, distribution, intervals over respondents, and counts by status."
         rows = []
-        for construct, ratings in self.by_construct.items():
-            answers = self.answers[self.answers["construct"] == construct].reset_index(drop=True)
+        for (construct, method), ratings in self.rated.items():
+            answers = self._answers(construct, method)
             levels = _levels(self.survey.panel.frame, by)[answers["respondent"]] if by else np.full(len(answers), "")
             for concept in dict.fromkeys(answers["concept"]):
                 for level in sorted(set(levels)):
                     mine = ((answers["concept"] == concept) & (levels == level)).to_numpy()
-                    if mine.any(): rows.append(self._row(concept, construct, level, answers[mine], ratings.pmf[mine], ratings.status[mine]))
+                    if mine.any(): rows.append(self._row(concept, construct, method, level, answers[mine], ratings.pmf[mine], ratings.status[mine]))
         frame = pd.DataFrame(rows)
-        frame["rank"] = frame.groupby(["construct", "segment"])["mean"].transform(ranks)
+        frame["rank"] = frame.groupby(["construct", "method", "segment"])["mean"].transform(ranks)
         columns = (["segment"] if by else []) + store.column_names("summaries")
-        return frame.sort_values(["construct", "segment", "rank"], ignore_index=True)[[c for c in frame if c in columns]]
+        order = {method: place for place, method in enumerate(self.survey.methods)}
+        frame = frame.sort_values(["construct", "method", "segment", "rank"], key=lambda column: column.map(order) if column.name == "method" else column, ignore_index=True)
+        return frame[[c for c in frame if c in columns]]
 
-    def _row(self, concept, construct, level, answers, pmf, status) -> dict:
+    def of(
+        self,
+        construct: str | None = None,  # the survey's first by default
+        method: str | None = None,  # the survey's first by default
+        by: str | None = None,  # as in `summary`
+    ) -> pd.DataFrame:
+        "The rows of the summary for one construct and one method."
+        construct, method = construct or self.survey.constructs[0].name, method or self.survey.methods[0]
+        if (construct, method) not in self.rated: raise InputError(f"construct {construct!r} by method {method!r} is not in this survey: choose from {', '.join(f'{c} by {m}' for c, m in self.rated)}")
+        return self.summary(by).query("construct == @construct and method == @method")
+
+    def _row(self, concept, construct, method, level, answers, pmf, status) -> dict:
         found = self._summarise(answers, pmf)
         two = headline_boxes(len(found.pmf)) == 2
-        return {"concept": concept, "construct": construct, "segment": level, "method": self.survey.method, "llm_model": self.survey.llm_model, "rank": pd.NA,
+        return {"concept": concept, "construct": construct, "segment": level, "method": method, "llm_model": self.survey.llm_model, "rank": pd.NA,
                 "mean": found.mean, "mean_low": found.mean_interval[0], "mean_high": found.mean_interval[1],
                 "top_2_box": found.top_box if two else np.nan, "top_2_box_low": found.top_box_interval[0] if two else np.nan, "top_2_box_high": found.top_box_interval[1] if two else np.nan,
                 "top_box": float(found.pmf[-1]), "pmf": found.pmf.tolist(), "n_respondents": found.n_respondents, "n_answers": len(answers),
@@ -80,24 +98,23 @@ class Results:
         counts = self.ratings["status"].value_counts()
         return pd.Series({name: int(counts.get(name, 0)) for name in STATUSES}, name="answers")
 
-    def plot(self, construct: str | None = None) -> plots.Picture:
+    def plot(self, construct: str | None = None, method: str | None = None) -> plots.Picture:
         "The distribution of each concept's answers, best at the top."
-        construct = construct or next(iter(self.by_construct))
-        rows = self.summary().query("construct == @construct")
-        return plots.distributions(rows["concept"].tolist(), np.array(rows["pmf"].tolist()), self.survey.point_labels(construct))
+        rows = self.of(construct, method)
+        return plots.distributions(rows["concept"].tolist(), np.array(rows["pmf"].tolist()), self.survey.point_labels(rows["construct"].iloc[0]))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         "The tables of the record, by their names (see `ssr_nb.store.TABLES`)."
         survey = self.survey
         ratings = []
-        for construct, found in self.by_construct.items():
-            ids = self.answers.loc[self.answers["construct"] == construct, "answer_id"]
+        for part, found in self.rated.items():
+            ids = self._answers(*part)["answer_id"]
             sets = [one.id for one in found.reference_sets]
             ratings.append(pd.DataFrame({"answer_id": ids.to_numpy(), "mean": found.mean, "peakedness": found.peakedness, "pmf": list(found.pmf), "reference_sets": [sets] * len(ids),
                                          "similarities": [row.tolist() for row in found.similarities]}))
         final = self.answers.assign(status=self.ratings["status"].to_numpy())
         panel = survey.panel
-        return {"concepts": pd.DataFrame([{"concept": c.name, "description": c.description, "price": c.price} for c in survey.concepts]).astype("str").where(lambda f: f != "None"),
+        return {"concepts": pd.DataFrame([{"concept": c.name, "description": c.description, "price": c.price, "image": c.image.file_name if c.image else None} for c in survey.concepts]).astype("str").where(lambda f: f != "None"),
                 "respondents": pd.DataFrame({"respondent": np.arange(len(panel)), "weight": panel.weights, "attributes": panel.frame.to_json(orient="records", lines=True, date_format="iso").splitlines()}),
                 "answers": final[store.column_names("answers")], "ratings": pd.concat(ratings).sort_values("answer_id", ignore_index=True), "calls": self.calls,
                 "summaries": self.summary(), "embeddings": self.vectors}
@@ -124,7 +141,10 @@ class Results:
 
     def _write(self, folder: Path) -> None:
         for name, table in self.tables().items(): store.write_table(table, folder / store.FILES.get(name, f"{name}.parquet"))
-        for name, content in self.inputs.items(): (folder / "inputs" / name).write_text(content, encoding="utf-8")
+        for name, content in self.inputs.items():
+            path = folder / "inputs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def _repr_html_(self):
         return headline(self)._repr_html_() + "".join(f"<p>{escape(warning)}</p>" for warning in self.manifest["warnings"])
@@ -156,7 +176,8 @@ def headline_of(summaries: pd.DataFrame) -> Table:
     "The table to read first, from the table `summaries`: rank, top-2 box with its interval, mean."
     rows, k = summaries, len(summaries["pmf"].iloc[0])
     frame = pd.DataFrame({"rank": [int(rank) if pd.notna(rank) else "–" for rank in rows["rank"]], "concept": rows["concept"].to_numpy()})
-    if rows["construct"].nunique() > 1: frame.insert(0, "construct", rows["construct"].to_numpy())
+    for name in ("method", "construct"):
+        if rows[name].nunique() > 1: frame.insert(0, name, rows[name].to_numpy())
     if headline_boxes(k) == 2: frame["top-2 box (95 % interval)"] = [share_interval(*row) for row in rows[["top_2_box", "top_2_box_low", "top_2_box_high"]].itertuples(index=False)]
     else: frame["top box"] = [share_interval(value, np.nan, np.nan) for value in rows["top_box"]]
     frame[f"mean of {k}"] = [_mean_interval(*row) for row in rows[["mean", "mean_low", "mean_high"]].itertuples(index=False)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'TABLES', 'FILES', 'column_names', 'Run', 'open_run', 'new_run_id', 'list_runs', 'partial_folder',
-           'write_table', 'finish_run', 'enter_pending', 'rebuild', 'connect']
+           'sweep', 'write_table', 'finish_run', 'enter_pending', 'rebuild', 'connect']
 
 # %% ../nbs/30_store.ipynb #cell-003
 import json, os, secrets, shutil, time
@@ -21,17 +21,17 @@ import pandas as pd
 from .core import InputError, SSRError, file_hash
 
 # %% ../nbs/30_store.ipynb #cell-005
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = {
     "runs": """run_id VARCHAR, status VARCHAR, notebook VARCHAR, started_at TIMESTAMPTZ, finished_at TIMESTAMPTZ, seconds DOUBLE, fingerprint VARCHAR, llm_model VARCHAR, embedding_model VARCHAR,
         method VARCHAR, embedded BOOLEAN, cohort_size BIGINT, samples BIGINT, seed BIGINT, ssr_temperature DOUBLE, ssr_epsilon DOUBLE, answers BIGINT, cost_usd DOUBLE, parameters JSON, error VARCHAR""",
-    "concepts": "run_id VARCHAR, concept VARCHAR, description VARCHAR, price VARCHAR",
+    "concepts": "run_id VARCHAR, concept VARCHAR, description VARCHAR, price VARCHAR, image VARCHAR",
     "respondents": "run_id VARCHAR, respondent BIGINT, weight DOUBLE, attributes JSON",
     "answers": """run_id VARCHAR, answer_id BIGINT, concept VARCHAR, construct VARCHAR, method VARCHAR, llm_model VARCHAR, respondent BIGINT, sample BIGINT, text VARCHAR, status VARCHAR,
-        cause VARCHAR, call_key VARCHAR""",
+        cause VARCHAR, call_key VARCHAR, replaced BIGINT, rating_reply VARCHAR, rating_call_key VARCHAR, why VARCHAR, why_call_key VARCHAR""",
     "ratings": "run_id VARCHAR, answer_id BIGINT, mean DOUBLE, peakedness DOUBLE, pmf DOUBLE[], reference_sets VARCHAR[], similarities DOUBLE[][]",
     "calls": """run_id VARCHAR, key VARCHAR, provider VARCHAR, llm_model VARCHAR, request JSON, text VARCHAR, finish_reason VARCHAR, prompt_tokens BIGINT, completion_tokens BIGINT, cost_usd DOUBLE,
-        seconds DOUBLE, attempts BIGINT, created_at DOUBLE""",
+        seconds DOUBLE, attempts BIGINT, created_at DOUBLE, cached_tokens BIGINT, written_tokens BIGINT, reasoning_tokens BIGINT, served_model VARCHAR, mode VARCHAR, counted BIGINT""",
     "summaries": """run_id VARCHAR, concept VARCHAR, construct VARCHAR, method VARCHAR, llm_model VARCHAR, rank BIGINT, mean DOUBLE, mean_low DOUBLE, mean_high DOUBLE, top_2_box DOUBLE, top_2_box_low DOUBLE,
         top_2_box_high DOUBLE, top_box DOUBLE, pmf DOUBLE[], n_respondents BIGINT, n_answers BIGINT, n_ok BIGINT, n_uninformative BIGINT, n_numeric BIGINT, n_refusal BIGINT, n_empty BIGINT,
         n_truncated BIGINT, n_filtered BIGINT, n_error BIGINT""",
@@ -57,8 +57,9 @@ class Run:
     def run_id(self) -> str: return self.manifest["run_id"]
 
     def table(self, name: str) -> pd.DataFrame:
-        "One of the run's tables, or its `embeddings`."
-        return pd.read_parquet(self.folder / FILES.get(name, f"{name}.parquet"))
+        "One of the run's tables, or its `embeddings`; a column that an older run lacks is empty."
+        frame = pd.read_parquet(self.folder / FILES.get(name, f"{name}.parquet"))
+        return frame.reindex(columns=column_names(name)) if name in TABLES and set(column_names(name)) - set(frame) else frame
 
     def _repr_html_(self):
         rows = "".join(f"<tr><th style='text-align:left'>{escape(str(name))}</th><td style='text-align:left'>{escape(str(self.manifest.get(name)))}</td></tr>"
@@ -91,7 +92,7 @@ def partial_folder(runs: Path, run_id: str) -> Iterator[Path]:
     folder = runs / f".partial-{run_id}"
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        _sweep(runs)
+        sweep(runs)
         folder.mkdir()
         lock = open(folder / ".lock", "w")
     except OSError as error: raise SSRError(f"runs folder {str(runs)!r} cannot be written ({error.strerror}): choose another with --runs or SSR_RUNS") from None
@@ -101,7 +102,7 @@ def partial_folder(runs: Path, run_id: str) -> Iterator[Path]:
         lock.close()
         shutil.rmtree(folder, ignore_errors=True)
 
-def _sweep(runs: Path) -> None:
+def sweep(runs: Path) -> None:
     "Remove what killed processes left behind."
     import fcntl
     for lock in runs.glob(".partial-*/.lock"):
@@ -143,25 +144,22 @@ def _run_row(manifest: dict) -> dict:
     row = {name: manifest.get(name) for name in column_names("runs")}
     return {"run_id": manifest["run_id"], **row, "parameters": json.dumps(manifest.get("parameters", {}))}
 
-def _select(table: str, run: Run) -> tuple[str, list]:
-    "A query for the rows of one run."
-    if table == "runs":
-        row = _run_row(run.manifest)
-        return "SELECT " + ", ".join("?" for _ in row), list(row.values())
-    path = run.folder / FILES[table]
-    if not path.exists(): return "", []
-    return f"SELECT ?, {', '.join(column_names(table))} FROM read_parquet(?)", [run.run_id, str(path)]
-
 def _enter(connection, run: Run) -> None:
     connection.execute("BEGIN")
-    for table in TABLES:
-        query, values = _select(table, run)
-        if query: connection.execute(f"INSERT INTO {table} {query}", values)
+    row = _run_row(run.manifest)
+    connection.execute(f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
+    for table, file in FILES.items():
+        path = run.folder / file
+        if path.exists(): connection.execute(f"INSERT INTO {table} BY NAME SELECT ? AS run_id, * FROM read_parquet(?)", [run.run_id, str(path)])
     connection.execute("COMMIT")
 
 def _create(connection) -> None:
-    for table, columns in TABLES.items(): connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    "The tables; those of an older schema are made anew, since the folders have all of it."
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version AS SELECT ?::BIGINT AS version", [SCHEMA_VERSION])
+    if connection.execute("SELECT version FROM schema_version").fetchall() != [(SCHEMA_VERSION,)]:
+        for table in TABLES: connection.execute(f"DROP TABLE IF EXISTS {table}")
+        connection.execute("UPDATE schema_version SET version = ?", [SCHEMA_VERSION])
+    for table, columns in TABLES.items(): connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
 
 def enter_pending(
     runs: Path,
@@ -210,10 +208,9 @@ def connect(
         connection.unregister("new_runs")
     for table, file in FILES.items():
         paths = [str(path) for run in found if (path := run.folder / file).exists()]
-        if not paths: connection.execute(f"CREATE TABLE {table} ({TABLES[table]})")
-        else:
-            listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-            depth = -2 - file.count("/")
-            connection.execute(f"CREATE VIEW {table} AS SELECT string_split(filename, '/')[{depth}] AS run_id, {', '.join(column_names(table))} "
-                               f"FROM read_parquet([{listed}], filename=true, union_by_name=true)")
+        connection.execute(f"CREATE TABLE {'empty_' if paths else ''}{table} ({TABLES[table]})")
+        if not paths: continue
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        files = f"SELECT string_split(filename, '/')[{-2 - file.count('/')}] AS run_id, * EXCLUDE (filename) FROM read_parquet([{listed}], filename=true, union_by_name=true)"
+        connection.execute(f"CREATE VIEW {table} AS SELECT * FROM empty_{table} UNION ALL BY NAME {files}")  # the empty table has the columns that older runs lack
     return connection

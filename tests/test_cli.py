@@ -68,7 +68,7 @@ def test_a_read_only_runs_folder(tmp_path):
 def test_doctor_and_models():
     done = command("doctor", "--json")
     checks = {check["what"]: check for check in json.loads(done.stdout)}
-    assert done.returncode == 0 and checks["embedding model minilm"]["ok"] and checks["hosted language models"]["mend"]
+    assert done.returncode == 0 and checks["embedding model minilm"]["ok"] and checks["Google"]["mend"]
     assert {row["llm_model"] for row in json.loads(command("models", "list", "--json").stdout)} == {"gemma-3-270m", "smollm2-135m"}
 
 

@@ -8,10 +8,12 @@ import pytest
 from conftest import ROOT
 from model_server import model_server
 from ssr_nb.core import InputError, Settings
+from ssr_nb.interview import plan
+from ssr_nb.limits import Limits
 from ssr_nb.personas import Panel
 from ssr_nb.prompts import PROMPTS
 from ssr_nb.scales import Construct, load_construct
-from ssr_nb.survey import Concept, Survey, plan, read_concepts
+from ssr_nb.survey import Concept, Survey, read_concepts
 
 
 def survey(concepts, **options):
@@ -46,10 +48,9 @@ def test_only_named_columns_reach_a_model(hosted, server):
 
 def test_failures_are_rows_with_a_cause_and_a_second_run_asks_only_for_them(tmp_path, monkeypatch, concepts):
     monkeypatch.setenv("OPENAI_API_KEY", "test")
-    monkeypatch.setattr("ssr_nb.runner.ATTEMPTS", 1)
     with model_server(fail=lambda number: 500 if number % 4 == 0 else None) as server:
         settings = Settings(runs=tmp_path, cache=tmp_path / "cache", openai_base_url=server.url)
-        first = survey(concepts).run(progress=False, settings=settings)
+        first = survey(concepts).run(progress=False, settings=settings, limits=Limits(attempts=1))
         failed = first.answers[first.answers["status"] == "error"]
         assert len(failed) == 9 and failed["text"].isna().all() and failed["cause"].str.contains("500").all()
         assert first.manifest["status"] == "incomplete" and "9 of 36" in first.manifest["warnings"][0]

@@ -37,7 +37,7 @@ def change(run, name, function):
 
 def test_a_run_verifies_with_every_server_gone(run, server, monkeypatch):
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"): monkeypatch.delenv(name)
-    server.shutdown()
+    server.close()
     found = verify(run)
     assert found.equal, str(found)
     assert found.tables == {"concepts": 3, "respondents": 6, "answers": 72, "ratings": 72, "calls": 72, "summaries": 6}
