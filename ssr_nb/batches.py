@@ -7,7 +7,6 @@ __all__ = ['MOST_REQUESTS', 'BatchElicitation']
 
 # %% ../nbs/29_batches.ipynb #cell-003
 import asyncio, secrets, time
-from collections.abc import Sequence
 
 from .calls import Reply, Request
 from .core import InputError, SSRError

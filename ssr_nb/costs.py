@@ -20,7 +20,7 @@ from .calls import Reply, Request
 from .images import image_tokens
 from .interview import Ask, plan
 from .limits import Limits
-from .pricing import MARGIN, Price, count_tokens, dollars, images_of, prompt_tokens, texts_of
+from .pricing import BATCH_SHARE, MARGIN, Price, count_tokens, dollars, images_of, prompt_tokens, texts_of
 from .prompts import PromptTemplate
 
 # %% ../nbs/34_costs.ipynb #cell-004
@@ -41,7 +41,7 @@ class Estimate:
     minutes: tuple[float, float]
     prompt_tokens: int  # counted
     completion_tokens: tuple[int, int]
-    batch_usd: tuple[float, float] | None  # ordered as a batch
+    batch_usd: tuple[float, float] | None  # ordered as a batch, where that is offered
     cached_usd: tuple[float, float] | None  # with the provider's prompt cache
     embedding_usd: float | None  # in all of the above
     price: Price
@@ -55,8 +55,9 @@ class Estimate:
 
     def rows(self) -> list[tuple[str, str]]:
         "What a person wants to know: names and values."
-        rows = [("Calls", _span(*self.calls)), ("Cost", _dollars(self.usd)), ("Time", f"{_span(*(round(m, 1) for m in self.minutes))} minutes")]
-        if self.usd and self.usd[1]: rows += [("Cost as a batch (within a day)", _dollars(self.batch_usd)), ("Cost with the prompt cache", _dollars(self.cached_usd))]
+        rows = [("Calls", _span(*self.calls)), ("Cost", _dollars(self.usd)), ("Time", _time(*self.minutes))]
+        if self.batch_usd: rows.append(("Cost as a batch (within a day)", _dollars(self.batch_usd)))
+        if self.cached_usd and self.cached_usd != self.usd: rows.append(("Cost with the prompt cache", _dollars(self.cached_usd)))
         return rows + [("Tokens", f"{self.prompt_tokens:,} asked (counted), {_span(*self.completion_tokens)} answered"), ("Price", _price_told(self.price)),
                        ("Measured by a pilot", f"{self.pilot} calls" if self.pilot else "no"), *(("Note", note) for note in self.notes)]
 
@@ -65,6 +66,8 @@ class Estimate:
 
     def __repr__(self): return "\n".join(f"{name:32} {value}" for name, value in self.rows())
 
+def _time(low: float, high: float) -> str:
+    return f"{_span(math.ceil(low * 60), math.ceil(high * 60))} seconds" if high < 2 else f"{_span(round(low), round(high))} minutes"
 def _span(low, high) -> str: return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 def _dollars(usd) -> str: return "unknown: the price is" if usd is None else dollars(usd[0]) if usd[0] == usd[1] else f"{dollars(usd[0])} to {dollars(usd[1])}"
 def _price_told(price: Price) -> str:
@@ -132,7 +135,7 @@ def estimate(
     if llm.price.known and embedding is not None:
         llm_usd = _within_twice(*(llm.price.cost(asked[end], answered[end]) for end in (0, 1)))
         usd = tuple(cost + embedding for cost in llm_usd)
-        batch = tuple(cost / 2 + embedding for cost in llm_usd) if llm.batches else usd
+        batch = tuple(cost * BATCH_SHARE + embedding for cost in llm_usd) if llm.batches else None
         cached = tuple(cost - saved + embedding for cost in llm_usd)
         if not saved and usd[1]: notes.append(f"The provider's prompt cache saves nothing here: it begins at {CACHED_FROM:,} tokens that prompts share, and these share fewer.")
     elif not llm.price.known: notes.append(f"The price of {llm.name!r} is {llm.price.source}: give it as llm_price, in dollars for a million tokens.")

@@ -9,7 +9,7 @@ __all__ = ['MOST_TOKENS', 'MINILM_SHA256', 'TOKENIZER_SHA256', 'Embedder', 'vect
 # %% ../nbs/23_embedders.ipynb #cell-003
 import sqlite3, time, warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,6 +106,20 @@ class CachedEmbedder:
 # %% ../nbs/23_embedders.ipynb #cell-010
 MOST_TOKENS = 256
 
+@cache
+def _session(path: Path, stamp: tuple):
+    "A model, read once as long as its file stays as it is."
+    import onnxruntime
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+@cache
+def _hash(path: Path, stamp: tuple) -> str: return file_hash(path)
+
+def _stamp(path: Path) -> tuple:
+    "What changes when a file does."
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
 class OnnxEmbedder(CachedEmbedder):
     "A sentence-embedding model in ONNX form, with its tokenizer.json beside it."
     def __init__(self, path: str | Path, tokenizer: str | Path | None = None, name: str | None = None, cache: VectorCache | None = None):
@@ -119,12 +133,10 @@ class OnnxEmbedder(CachedEmbedder):
     @cached_property
     def identity(self) -> str:
         "The hash of weights and tokenizer, and the longest text read."
-        return sha256(f"{file_hash(self.path)} {file_hash(self.tokenizer_path)} {MOST_TOKENS}".encode()).hexdigest()
+        return sha256(f"{_hash(self.path, _stamp(self.path))} {_hash(self.tokenizer_path, _stamp(self.tokenizer_path))} {MOST_TOKENS}".encode()).hexdigest()
 
-    @cached_property
-    def _session(self):
-        import onnxruntime
-        return onnxruntime.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
+    @property
+    def _session(self): return _session(self.path, _stamp(self.path))
 
     @cached_property
     def _tokenizer(self):
@@ -163,7 +175,7 @@ class MiniLM(OnnxEmbedder):
     def __init__(self, cache: VectorCache | None = None):
         weights, tokenizer = minilm_files()
         for file, wanted in ((weights, MINILM_SHA256), (tokenizer, TOKENIZER_SHA256)):
-            if file_hash(file) != wanted: raise SSRError(f"{file.name} of embedding_model 'minilm' is damaged or another version: install the versions of the lock again")
+            if _hash(file, _stamp(file)) != wanted: raise SSRError(f"{file.name} of embedding_model 'minilm' is damaged or another version: install the versions of the lock again")
         super().__init__(weights, tokenizer, "minilm", cache)
 
 # %% ../nbs/23_embedders.ipynb #cell-016

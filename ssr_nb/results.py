@@ -24,7 +24,7 @@ from .summaries import Summary, headline_boxes, ranks, summarise
 STATUSES = ("ok", "uninformative", "numeric", "refusal", "empty", "truncated", "filtered", "error")
 
 # %% ../nbs/32_results.ipynb #cell-004
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     "The answers to a survey and their ratings."
     survey: object  # the specification: an ssr_nb.survey.Survey, which is declared below this module
@@ -145,6 +145,8 @@ class Results:
             path = folder / "inputs" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    def __repr__(self): return "\n".join([repr(headline(self)), *self.manifest["warnings"]])
 
     def _repr_html_(self):
         return headline(self)._repr_html_() + "".join(f"<p>{escape(warning)}</p>" for warning in self.manifest["warnings"])

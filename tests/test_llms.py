@@ -7,7 +7,7 @@ import pytest
 from model_server import model_server
 from ssr_nb.calls import Request
 from ssr_nb.core import InputError, Settings, SSRError
-from ssr_nb.limits import Limits, TransientError
+from ssr_nb.limits import TransientError
 from ssr_nb.llms import load_llm
 from ssr_nb.provider_local import model_path
 from ssr_nb.provider_openai import OpenAICompatible
