@@ -35,6 +35,7 @@ class Ask:
     sample: int
     request: Request
     direct: bool = False  # whether it asks for a number
+    wording: int = 0  # of the question
 
 class Numbering:
     "Counts identical prompts: each is a draw of its own."
@@ -68,17 +69,22 @@ def plan(
     numbering = numbering or Numbering(survey, provider)
     spoken = set(survey.methods) != {"dlr"}
     asks = []
-    for construct in survey.constructs:
+    for construct, wording, asked in _questions(survey):
         for concept in survey.concepts:
             for respondent, persona in enumerate(survey.panel.personas):
                 if spoken:
-                    prompt = template.render(persona, concept, construct)
-                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, **sampling(survey, template))) for sample in range(survey.samples)]
+                    prompt = template.render(persona, concept, asked)
+                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, **sampling(survey, template)), wording=wording) for sample in range(survey.samples)]
                 if "dlr" in survey.methods:
-                    prompt = template.render_rating(persona, concept, construct, survey.scale_points)
-                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, **sampling(survey, template, _line(template))), direct=True)
+                    prompt = template.render_rating(persona, concept, asked, survey.scale_points)
+                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, **sampling(survey, template, _line(template))), True, wording)
                              for sample in range(survey.samples)]
     return asks
+
+def _questions(survey):
+    "Each construct with the number of a wording and the construct as it asks then."
+    for construct in survey.constructs:
+        for wording, question in enumerate(construct.questions(survey.wordings)): yield construct, wording, replace(construct, question=question)
 
 def _line(template: PromptTemplate) -> tuple[str, ...]:
     "Where a transcript's number or reason ends."
@@ -130,7 +136,7 @@ def _status(one: Answered, survey, template: PromptTemplate) -> str:
 
 def _follow_up(survey, template: PromptTemplate, numbering: Numbering, answered: list[Answered]) -> Course:
     "The second steps: the expert's number for what was said, and the reason."
-    constructs = {construct.name: construct for construct in survey.constructs}
+    asked = {(construct.name, wording): one for construct, wording, one in _questions(survey)}
     parameters = sampling(survey, template, _line(template))
     requests, places = [], []
     for place, one in enumerate(answered):
@@ -138,7 +144,7 @@ def _follow_up(survey, template: PromptTemplate, numbering: Numbering, answered:
         text, status, _ = answer_of(one.outcome, template)
         who = (one.ask.respondent, one.ask.sample)
         if "flr" in survey.methods and status == "ok":
-            requests.append(numbering.request(template.render_expert(text, constructs[one.ask.construct], survey.scale_points), *who, **parameters))
+            requests.append(numbering.request(template.render_expert(text, asked[one.ask.construct, one.ask.wording], survey.scale_points), *who, **parameters))
             places.append((place, "expert"))
         if survey.ask_why and status not in ("error", "empty", "filtered"):
             requests.append(numbering.request(template.render_why(one.outcome.request.prompt, one.outcome.reply.text), *who, **parameters))
@@ -155,7 +161,7 @@ def replay(course: Course, answer: Callable[[Request], Outcome]) -> list[Answere
     except StopIteration as end: return end.value
 
 # %% ../nbs/33_interview.ipynb #cell-008
-_COLUMNS = ["concept", "construct", "method", "llm_model", "respondent", "sample", "text", "status", "cause", "call_key", "replaced", "rating_reply", "rating_call_key", "why", "why_call_key"]
+_COLUMNS = ["concept", "construct", "method", "llm_model", "wording", "respondent", "sample", "text", "status", "cause", "call_key", "replaced", "rating_reply", "rating_call_key", "why", "why_call_key"]
 
 def answer_rows(survey, template: PromptTemplate, answered: Sequence[Answered]) -> pd.DataFrame:
     "The table of answers, by construct, then method, then concept and respondent."
@@ -179,7 +185,7 @@ def _row(survey, template: PromptTemplate, method: str, one: Answered) -> tuple:
     if method != "dlr" and one.why:
         why_key = one.why.request.key
         why = template.line(one.why.reply.text) if one.why.reply else None
-    return (ask.concept, ask.construct, method, survey.llm_model, ask.respondent, ask.sample, text, status, cause, one.outcome.request.key, one.replaced, reply, key, why, why_key)
+    return (ask.concept, ask.construct, method, survey.llm_model, ask.wording, ask.respondent, ask.sample, text, status, cause, one.outcome.request.key, one.replaced, reply, key, why, why_key)
 
 def rate_answers(
     survey,

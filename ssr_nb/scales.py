@@ -61,6 +61,16 @@ class Construct:
     locale: str = "en"
     scale_labels: dict[int, tuple[str, ...]] = field(default_factory=dict)  # k -> the labels of the points 1 … k
     reference_sets: tuple[ReferenceSet, ...] = ()
+    wordings: tuple[str, ...] = ()  # other ways to put the question, with the same meaning
+
+    def questions(
+        self,
+        wordings: int = 1,  # how many, the question itself included
+    ) -> list[str]:
+        "The question in its first `wordings` wordings."
+        told = [self.question, *self.wordings]
+        if wordings > len(told): raise InputError(f"construct {self.name!r} has {len(told)} wording(s) of its question and {wordings} are wanted: write more under 'wordings', or ask for fewer")
+        return told[:wordings]
 
     def sets(
         self,
@@ -84,7 +94,7 @@ class Construct:
 def _language(locale: str) -> str: return locale.replace("_", "-").split("-")[0].lower()
 
 # %% ../nbs/01_scales.ipynb #cell-013
-_FIELDS = {"construct", "label", "locale", "question", "scale_labels", "reference_sets"}
+_FIELDS = {"construct", "label", "locale", "question", "wordings", "scale_labels", "reference_sets"}
 _SET_FIELDS = {"id", "version", "locale", "provenance", "anchors"}
 
 def _mapping(content, fields: set[str], where: str) -> dict:
@@ -118,11 +128,14 @@ def parse_construct(
             if not entry.get(needed): raise InputError(f"reference set {number} of {where} has no {needed!r}: add it")
         sets.append(ReferenceSet(construct=content["construct"], **{"locale": locale, **entry}))
     if len({s.id for s in sets}) < len(sets): raise InputError(f"{where} uses the id of a reference set twice: give each its own")
+    wordings = content.get("wordings", [])
+    if not isinstance(wordings, list) or not all(isinstance(one, str) and one.strip() for one in wordings): raise InputError(f"{where} has wordings that are no list of questions: write one question a line")
+    if len({content["question"], *wordings}) <= len(wordings): raise InputError(f"{where} has the same question twice among its wordings: write different ones")
     labels = {int(k): tuple(v) for k, v in content.get("scale_labels", {}).items()}
     for k, names in labels.items():
         if len(names) != k: raise InputError(f"{where} has {len(names)} scale_labels for {k} points: write {k}")
     return Construct(content["construct"], content["question"], content.get("label") or content["construct"].replace("_", " ").capitalize(),
-                     locale, labels, tuple(sets))
+                     locale, labels, tuple(sets), tuple(wordings))
 
 # %% ../nbs/01_scales.ipynb #cell-015
 def constructs() -> list[str]:

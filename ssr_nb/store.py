@@ -27,7 +27,7 @@ TABLES = {
         method VARCHAR, embedded BOOLEAN, cohort_size BIGINT, samples BIGINT, seed BIGINT, ssr_temperature DOUBLE, ssr_epsilon DOUBLE, answers BIGINT, cost_usd DOUBLE, parameters JSON, error VARCHAR""",
     "concepts": "run_id VARCHAR, concept VARCHAR, description VARCHAR, price VARCHAR, image VARCHAR",
     "respondents": "run_id VARCHAR, respondent BIGINT, weight DOUBLE, attributes JSON",
-    "answers": """run_id VARCHAR, answer_id BIGINT, concept VARCHAR, construct VARCHAR, method VARCHAR, llm_model VARCHAR, respondent BIGINT, sample BIGINT, text VARCHAR, status VARCHAR,
+    "answers": """run_id VARCHAR, answer_id BIGINT, concept VARCHAR, construct VARCHAR, method VARCHAR, llm_model VARCHAR, wording BIGINT, respondent BIGINT, sample BIGINT, text VARCHAR, status VARCHAR,
         cause VARCHAR, call_key VARCHAR, replaced BIGINT, rating_reply VARCHAR, rating_call_key VARCHAR, why VARCHAR, why_call_key VARCHAR""",
     "ratings": "run_id VARCHAR, answer_id BIGINT, mean DOUBLE, peakedness DOUBLE, pmf DOUBLE[], reference_sets VARCHAR[], similarities DOUBLE[][]",
     "calls": """run_id VARCHAR, key VARCHAR, provider VARCHAR, llm_model VARCHAR, request JSON, text VARCHAR, finish_reason VARCHAR, prompt_tokens BIGINT, completion_tokens BIGINT, cost_usd DOUBLE,

@@ -79,6 +79,7 @@ class Survey:
     reasoning_effort: str | None = None  # as the provider words it
     replacements: int = 0  # how often an answer that cannot be scored is asked for again
     ask_why: bool = False  # whether each answer in words is followed by "why?", which is stored and never scored
+    wordings: int = 1  # in how many wordings each question is put: a comparison that is to be tested needs at least 6
     llm_price: dict | None = None  # {"input_usd": …, "output_usd": …} for a million tokens, where the listed price is not yours
 
     def __post_init__(self):
@@ -95,13 +96,15 @@ class Survey:
         for one in methods: choose("method", one, METHODS)
         if not methods or len(set(methods)) < len(methods): raise InputError(f"method is {self.method!r}: name each of {', '.join(METHODS)} at most once, and at least one")
         put("concepts", concepts); put("constructs", constructs); put("method", ",".join(methods))
-        for name, least in (("samples", 1), ("max_tokens", 1), ("scale_points", 2), ("seed", 0), ("replacements", 0)): whole_number(name, getattr(self, name), least)
+        for name, least in (("samples", 1), ("max_tokens", 1), ("scale_points", 2), ("seed", 0), ("replacements", 0), ("wordings", 1)): whole_number(name, getattr(self, name), least)
         for name in ("ssr_temperature", "ssr_epsilon"): non_negative(name, getattr(self, name))
         if self.llm_temperature is not None: non_negative("llm_temperature", self.llm_temperature)
         if self.max_reasoning_tokens is not None: whole_number("max_reasoning_tokens", self.max_reasoning_tokens, 0)
         if self.llm_price is not None: own_price(self.llm_model, self.llm_price)
         if not isinstance(self.ask_why, bool): raise InputError(f"ask_why is {self.ask_why!r}: give True or False")
-        for construct in constructs: self.sets(construct)
+        for construct in constructs:
+            self.sets(construct)
+            construct.questions(self.wordings)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -151,6 +154,7 @@ class Survey:
 def elicitation_hash(survey: Survey, template: PromptTemplate, provider: str) -> str:
     "What is asked, of whom: two surveys that differ only in how answers are rated share it."
     further = {name: getattr(survey, name) for name in ("max_reasoning_tokens", "reasoning_effort", "replacements", "ask_why") if getattr(survey, name)}
+    if survey.wordings > 1: further["wordings"] = {c.name: c.questions(survey.wordings) for c in survey.constructs}
     return content_hash({"provider": provider, "llm_model": survey.llm_model, "concepts": [c.content() for c in survey.concepts], "questions": {c.name: c.question for c in survey.constructs},
                          "panel": survey.panel.hash, "prompt": template.hash, "samples": survey.samples, "method": survey.method, "llm_temperature": survey.llm_temperature,
                          "max_tokens": survey.max_tokens, "seed": survey.seed, **further})
@@ -177,11 +181,11 @@ def assemble(
 
 # %% ../nbs/35_survey.ipynb #cell-013
 _PARAMETERS = ("llm_model", "embedding_model", "samples", "method", "llm_temperature", "max_tokens", "scale_points", "ssr_temperature", "ssr_epsilon", "locale", "seed",
-               "max_reasoning_tokens", "reasoning_effort", "replacements", "ask_why", "llm_price")
+               "max_reasoning_tokens", "reasoning_effort", "replacements", "ask_why", "wordings", "llm_price")
 
 def write_inputs(survey: Survey, template: PromptTemplate) -> dict[str, str | bytes]:  # file name -> content
     "The survey's parameters, constructs and prompts as YAML, and its images."
-    anchors = [{"construct": c.name, "label": c.label, "locale": c.locale, "question": c.question, "scale_labels": {k: list(v) for k, v in c.scale_labels.items()},
+    anchors = [{"construct": c.name, "label": c.label, "locale": c.locale, "question": c.question, "wordings": c.questions(survey.wordings)[1:], "scale_labels": {k: list(v) for k, v in c.scale_labels.items()},
                 "reference_sets": [{"id": one.id, "version": one.version, "locale": one.locale, "provenance": one.provenance, "anchors": list(one.anchors)} for one in survey.sets(c)]} for c in survey.constructs]
     parameters = {name: getattr(survey, name) for name in _PARAMETERS} | {"attributes": list(survey.panel.attributes), "panel_source": survey.panel.source}
     contents = {"survey.yaml": parameters, "anchors.yaml": anchors, "prompts.yaml": template.content()}

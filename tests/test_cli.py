@@ -69,7 +69,8 @@ def test_doctor_and_models():
     done = command("doctor", "--json")
     checks = {check["what"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0 and checks["embedding model minilm"]["ok"] and checks["Google"]["mend"]
-    assert {row["llm_model"] for row in json.loads(command("models", "list", "--json").stdout)} == {"gemma-3-270m", "smollm2-135m"}
+    models = {row["llm_model"]: row for row in json.loads(command("models", "list", "--json", env={"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}).stdout)}
+    assert models["gemma-3-270m"]["here"] and models["gpt-4o"]["mend"] == "set OPENAI_API_KEY" and models["gpt-4o"]["input_usd"] > 0 and "gemini-2.0-flash" in models
 
 
 def test_a_damaged_model_is_refused(tmp_path):
@@ -77,3 +78,19 @@ def test_a_damaged_model_is_refused(tmp_path):
     (tmp_path / "models/gemma-3-270m-q4_k_m.gguf").write_bytes(b"not a model")
     done = command("demo", env={"SSR_CACHE": str(tmp_path), "SSR_RUNS": str(tmp_path / "runs")})
     assert done.returncode == 1 and "is damaged" in done.stderr
+
+
+def test_an_estimate_asks_nothing_and_needs_no_key(tmp_path):
+    done = command("estimate", "concept_test", "-p", "llm_model", "gpt-4o", "-p", "samples", "1", "--json", env={"OPENAI_API_KEY": "", "OPENAI_BASE_URL": "", "SSR_RUNS": str(tmp_path)})
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["calls"] == [600, 600] and 0 < found["usd"][0] < found["usd"][1] <= 2 * found["usd"][0] and not list(tmp_path.iterdir())
+
+
+def test_what_is_thrown_away_is_said_first(tmp_path):
+    journals = tmp_path / "runs/.journal"
+    from ssr_nb.calls import Journal
+    Journal(journals / "left-0.sqlite").close()
+    environment = {"SSR_RUNS": str(tmp_path / "runs"), "SSR_CACHE": str(tmp_path / "cache")}
+    assert "unfinished survey left-0" in command("runs", "gc", "--dry-run", env=environment).stdout and (journals / "left-0.sqlite").exists()
+    assert command("runs", "gc", env=environment).returncode == 0 and (journals / "left-0.sqlite").exists()
+    assert command("runs", "gc", "--journals", env=environment).returncode == 0 and not (journals / "left-0.sqlite").exists()
