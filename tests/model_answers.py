@@ -4,7 +4,6 @@ import math
 import re
 from hashlib import blake2b
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
 
@@ -29,7 +28,7 @@ class Question(NamedTuple):
     model: str
     content: object  # the messages as they were sent
     text: str  # all of it that is text
-    last: str  # the last message
+    last: str  # the last message, or a transcript's last paragraph
     turns: int
     pictures: int
     seed: int | None
@@ -58,15 +57,19 @@ def uniform(*parts) -> float:
 
 def say(question: Question) -> str:
     "An answer by what is shown: a digit where a number of a range is wanted, else a sentence."
-    shown, draw = question.last, (question.seed or 0)
-    stance = next((word for word in STANCES if word in shown), None)
-    if "number" in shown.lower() and (span := RANGE.search(shown)):
-        low, high = int(span[1]), int(span[2])
-        if stance is None and not any(word in shown.lower() for word, _ in OPINIONS): stance = next((word for word in STANCES if word in question.text), None)
-        place = {"Mug": 1.0, "Club": .5, "Fish": 0.0}[stance] if stance else next((place for word, place in OPINIONS if word in shown.lower()), .5)
-        return str(round(low + place * (high - low)) - (draw % 2 if stance == "Mug" else 0))
-    choices = STANCES.get(stance, ["It is all right, I suppose."])
-    return choices[draw % len(choices)]
+    draw, wish = question.seed or 0, question.text if isinstance(question.content, str) else question.last  # a transcript says at its top what it wants
+    span = RANGE.search(wish) if "number" in wish.lower() else None
+    shown = question.last[:span.start()] if span and wish is question.last else question.last  # what follows may be the scale's labels, which are no opinion
+    def stance(text): return next((word for word in STANCES if word in text), None)
+    def opinion(text): return next((place for word, place in OPINIONS if word in text.lower()), None)
+    found = stance(shown)
+    if found is None and not (span and opinion(shown) is not None) and wish is question.last: found = stance(question.text)
+    if not span:
+        choices = STANCES.get(found, ["It is all right, I suppose."])
+        return choices[draw % len(choices)]
+    low, high = int(span[1]), int(span[2])
+    place = {"Mug": 1.0, "Club": .5, "Fish": 0.0}[found] if found else next((place for text in (shown, question.last) if (place := opinion(text)) is not None), .5)
+    return str(round(low + place * (high - low)) - (draw % 2 if found == "Mug" else 0))
 
 
 def tokens(text: str) -> int: return math.ceil(len(text.split()) * 1.3)
@@ -103,9 +106,7 @@ def vector(text: str, size: int) -> np.ndarray:  # (size,) float32, of length 1
     "A hashed bag of words: texts that share words are similar."
     found = np.full(size, 1e-3, np.float32)
     for word in re.findall(r"\w+", text.lower()):
-        for part in range(4):
-            hashed = crc32(f"{part} {word}".encode())
-            found[hashed % size] += 1 if hashed >> 31 else -1
+        for hashed in np.frombuffer(blake2b(word.encode(), digest_size=16).digest(), "<u4").tolist(): found[hashed % size] += 1 if hashed >> 31 else -1
     return found / np.linalg.norm(found)
 
 

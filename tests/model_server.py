@@ -163,21 +163,25 @@ class ModelServer:
         except (KeyError, TypeError, AttributeError, ValueError) as wrong: return error("400", f"{wrong!r}", 0)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        number, protocol = self.take_number(), google_protocol if "x-goog-api-client" in request.headers or not request.path.startswith("/v1/") else openai_protocol
+        protocol = google_protocol if "x-goog-api-client" in request.headers or not request.path.startswith("/v1/") else openai_protocol
         endpoint, function, name = protocol.find(request.method, request.path)
-        call = Call(self, number, endpoint, self.draw(number, endpoint), {}, name, request)
+        raw, body = b"", {}
+        try:
+            if request.content_type == "multipart/form-data": body = await request.post()
+            elif raw := await request.read(): body = {} if "upload_id" in request.query else json.loads(raw)
+        except ConnectionError: return web.Response()  # the client is gone, and its request was never whole
+        except ValueError: body = None
+        number = self.take_number()
+        call = Call(self, number, endpoint, self.draw(number, endpoint), body, name, request, raw)
         if self.key is not None and protocol.given_key(request) != self.key: call.fault = "wrong-key"
         if function is None: call.fault = "404"
-        if request.content_type == "multipart/form-data": call.body = await request.post()
-        elif request.can_read_body:
-            call.raw = await request.read()
-            try: call.body = {} if "upload_id" in request.query else json.loads(call.raw)
-            except ValueError: call.fault = "400"
+        if not isinstance(body, Mapping): call.body, call.fault = {}, "400"
         status, payload, headers = self.reply(call, function, protocol.error)
         if call.fault == "hang":
             call.record(False)
             await asyncio.Event().wait()
-        if endpoint in SLOW and (self.delay or call.fault == "slow"): await asyncio.sleep(self.delay * 5 or .25 if call.fault == "slow" else self.delay)
+        if call.fault == "slow": await asyncio.sleep(self.delay * 5 or .25)
+        elif self.delay and endpoint in SLOW: await asyncio.sleep(self.delay)
         call.record(status == 200 and call.fault not in ("cut", "cut-before", "invalid-json"))
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if call.fault in ("cut", "cut-before"): return cut(request, data if call.fault == "cut" else b"")
@@ -231,6 +235,7 @@ class ModelServer:
 
 def cut(request: web.BaseRequest, data: bytes) -> web.Response:
     "Half of the reply, and the connection closed."
+    if request.transport is None: return web.Response()  # the client was faster
     if data: request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data[:len(data) // 2])
     request.transport.close()
     return web.Response()  # goes nowhere

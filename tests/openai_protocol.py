@@ -64,7 +64,7 @@ def question_of(body: dict) -> Question:
         pictures += sum(part["type"] == "image_url" for part in parts)
     most, stop = body.get("max_completion_tokens", body.get("max_tokens")), body.get("stop") or ()
     thought = 64 * (1 + int(4 * uniform(model, texts[-1]))) if reasons and effort not in ("none", "minimal") else 0
-    return Question(model, content, "\n".join(texts), texts[-1], len(texts), pictures, body.get("seed"), most, thought, (stop,) if isinstance(stop, str) else tuple(stop), body)
+    return Question(model, content, "\n".join(texts), texts[-1] if chat else texts[-1].split("\n\n")[-1], len(texts), pictures, body.get("seed"), most, thought, (stop,) if isinstance(stop, str) else tuple(stop), body)
 
 
 def completion(call) -> dict:
