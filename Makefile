@@ -1,6 +1,6 @@
 # Two commands do all of it on a fresh machine: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-system test-deploy soak lab export readme docs bench lock clean
+.PHONY: help setup demo test test-system test-live test-deploy soak lab export readme docs bench lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -25,11 +25,14 @@ test: setup  ## everything that needs wheels only: clean notebooks, export in sy
 	$(BIN)/python tests/check_sources.py
 	$(BIN)/ruff check nbs tests benchmarks
 	$(BIN)/nbdev_test --path nbs --skip_folder_re '^(surveys|templates|images)$$' --n_workers 2 --do_print
-	$(BIN)/pytest -q -m 'not system and not soak'
+	$(BIN)/pytest -q -m 'not system and not soak and not live'
 
 test-system: setup  ## what needs system packages (a browser) or a second environment
 	sh tests/system_packages.sh
 	$(BIN)/pytest -q -m system
+
+test-live: setup  ## ask the paid APIs whose keys are set, for some cents; skips the others
+	$(BIN)/pytest -q -m live
 
 test-deploy: setup  ## the service's deployment (none yet)
 	@echo "nothing to deploy yet"
@@ -50,6 +53,7 @@ docs: setup  ## the notebooks as pages in _docs
 
 bench: setup  ## ratios against other ways of doing the same
 	$(BIN)/python benchmarks/rating.py
+	$(BIN)/python benchmarks/elicitation.py
 
 lock: setup  ## resolve the locks anew (needs a package index)
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements/dev.lock

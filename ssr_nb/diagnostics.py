@@ -92,14 +92,15 @@ def _against(counts: Mapping, shares: Mapping, name: str, seed: int) -> tuple[fl
     seen, wanted = np.array([float(counts.get(level, 0)) for level in levels]), np.array([float(shares.get(level, 0)) for level in levels])
     if not (np.isfinite(wanted).all() and (wanted >= 0).all() and abs(wanted.sum() - 1) <= .02): raise InputError(f"targets of {name!r} sum to {wanted.sum():.4g}: give shares of at least 0 that sum to 1")
     n, wanted = seen.sum(), wanted / wanted.sum()
-    return n, _chi_square_p(seen, wanted, seed) if n else float("nan"), [str(level) for level in levels], seen / max(n, 1e-12), wanted
+    return n, _p_value(seen, wanted, seed) if n else float("nan"), [str(level) for level in levels], seen / max(n, 1e-12), wanted
 
-def _chi_square_p(seen: np.ndarray, wanted: np.ndarray, seed: int, draws: int = 4000) -> float:
-    "The p value of the chi-square statistic; drawn from the multinomial where few are expected in a level."
-    from scipy.stats import chi2
+def _p_value(seen: np.ndarray, wanted: np.ndarray, seed: int, draws: int = 4000) -> float:
+    "The p value: exact for two levels, else that of chi-square, drawn from the multinomial where few are expected in a level."
+    from scipy.stats import binomtest, chi2
     if (seen[wanted == 0] > 0).any(): return 0.0
     seen, wanted = seen[wanted > 0], wanted[wanted > 0]
     if len(wanted) < 2: return 1.0
+    if len(wanted) == 2: return float(binomtest(round(seen[0]), max(1, round(seen.sum())), wanted[0]).pvalue)
     expected = seen.sum() * wanted
     statistic = ((seen - expected)**2 / expected).sum()
     if expected.min() >= 5: return float(chi2.sf(statistic, len(wanted) - 1))

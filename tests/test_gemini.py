@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 
 import numpy as np
 import pytest
@@ -259,3 +260,14 @@ def test_models_by_their_names(tmp_path, monkeypatch):
 def test_vertex_settings_do_not_lead_elsewhere(server, monkeypatch):
     for name, value in (("GOOGLE_GENAI_USE_VERTEXAI", "true"), ("GOOGLE_CLOUD_PROJECT", "p"), ("GEMINI_API_KEY", "other")): monkeypatch.setenv(name, value)
     assert ask(Gemini(NAME, server.google_url)).text and server.requests == 1
+
+
+@pytest.mark.live
+@pytest.mark.skipif(not os.environ.get("GOOGLE_API_KEY") or bool(os.environ.get("GOOGLE_GEMINI_BASE_URL")), reason="GOOGLE_API_KEY is not set: no paid API is asked")
+@pytest.mark.parametrize("llm_model", ["gemini-2.5-flash-lite", "gemini-legacy:gemini-2.5-flash-lite"])
+def test_google_for_real(tmp_path, llm_model):
+    from ssr_nb.personas import Panel
+    from ssr_nb.survey import Concept, Survey
+    asked = Survey([Concept("Mug", "A mug that keeps coffee hot for eight hours.", "$24")], Panel.us_adults(2), llm_model=llm_model, embedding_model="gemini-embedding-001", method="ssr,dlr,flr", samples=1)
+    results = asked.run(progress=False, settings=Settings(tmp_path, tmp_path, has_google_key=True), max_cost_usd=.10)
+    assert results.manifest["status"] == "complete" and 0 < results.manifest["cost_usd"] < .10

@@ -64,7 +64,7 @@ def test_passing_failures_are_tried_again(tmp_path):
 
 
 def test_an_incomplete_run_says_so_and_is_filled_by_running_again(tmp_path):
-    with model_server(fail=lambda number: 500 if number > 10 else None) as server:
+    with model_server(fail=lambda number: 429 if number > 10 else None) as server:
         first = command("run", "concept_test", *SMALL, env={**environment(server, tmp_path)})
         assert first.returncode == 1 and "5 of 15 answers failed" in first.stderr
         server.fail = lambda number: None
