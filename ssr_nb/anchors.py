@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'Thresholds', 'scores', 'SetCheck', 'check_ladder', 'check_collapse', 'check_statements', 'check_agreement',
-           'ConstructCheck', 'read_ladder', 'check_sets', 'check_construct']
+           'ConstructCheck', 'read_ladder', 'check_sets', 'check_construct', 'ConstructStatus', 'construct_status',
+           'record_evidence']
 
 # %% ../nbs/03_anchors.ipynb #cell-003
 import itertools, re
@@ -193,3 +194,44 @@ def check_construct(
     texts, grades, locale = read_ladder(ladder or shipped("reference_sets") / "ladders" / f"{found.name}.yaml")
     if locale.split("-")[0] != found.locale.split("-")[0]: raise InputError(f"the ladder is in {locale!r} and construct {found.name!r} in {found.locale!r}: grade answers in {found.locale!r}")
     return ConstructCheck(found.name, embedder.name, len(texts), check_sets(list(found.reference_sets), texts, grades, embedder))
+
+# %% ../nbs/03_anchors.ipynb #cell-018
+@dataclass(frozen=True)
+class ConstructStatus:
+    "What is known of a construct's reference sets under one embedding model."
+    construct: str
+    embedding_model: str
+    gate: str  # "passed", "failed" or "not checked"
+    rating_claim: str  # a sentence with data, n and figure; or that there is none
+
+def construct_status(
+    construct: Construct,
+    embedding_model: str,
+    reference_sets: list[ReferenceSet] | None = None,  # those in use; all of the construct's by default
+) -> ConstructStatus:
+    "The recorded status of these very anchors."
+    import yaml
+    known = yaml.safe_load((shipped("reference_sets") / "evidence" / "evidence.yaml").read_text(encoding="utf-8")).get(embedding_model, {}).get(construct.name, {})
+    used = {one.hash for one in (construct.reference_sets if reference_sets is None else reference_sets)}
+    same = bool(used) and used <= set(known.get("hashes", []))
+    claims = "; ".join(f"Spearman {one['spearman']:.2f} on {one['data']} (n = {one['n']:,})" for one in known.get("rating_claim", [])) if same else ""
+    return ConstructStatus(construct.name, embedding_model, known["gate"] if same else "not checked", claims or "no text with a human rating was tried")
+
+def record_evidence(
+    checks: list[ConstructCheck],
+    path: Path,  # an evidence file; its rating claims for unchanged anchors are kept
+) -> None:
+    "Record the outcome of the gate."
+    import yaml
+    content = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or {}
+    for check in checks:
+        hashes = sorted(load_construct(check.construct).reference_sets, key=lambda one: one.id)
+        kept = content.setdefault(check.embedding_model, {}).get(check.construct, {})
+        hashes = [one.hash for one in hashes]
+        claims = {"rating_claim": kept["rating_claim"]} if kept.get("hashes") == hashes and "rating_claim" in kept else {}
+        content[check.embedding_model][check.construct] = {"gate": "passed" if check.passed else "failed", "hashes": hashes, **claims}
+    path.write_text(_EVIDENCE + yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")
+
+_EVIDENCE = """# What is known of the shipped reference sets, by embedding model. The gate: `ssr anchors check --write reference_sets/evidence/evidence.yaml`.
+# Rating claims: Spearman of the mean rating with people's own, by the published method; entered by hand, with the source of the texts.
+"""

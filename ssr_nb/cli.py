@@ -178,16 +178,19 @@ def rate(file: Annotated[Path, typer.Argument(help="A CSV or Parquet file with o
 @anchors_app.command("check")
 def anchors_check(construct: Annotated[Optional[list[str]], typer.Argument(help="Constructs, or YAML files; all shipped ones by default.")] = None,
                   embedding_model: Annotated[str, typer.Option(help="The embedding model to check with.")] = "minilm",
-                  ladder: Annotated[Optional[Path], typer.Option(help="A YAML file of graded answers, for a construct of your own.")] = None, as_json: AsJson = False):
-    "The gate for reference sets: graded answers must rise, sets must agree, statements must differ in stance alone. Needs no human data."
-    from ssr_nb.anchors import check_construct
+                  ladder: Annotated[Optional[Path], typer.Option(help="A YAML file of graded answers, for a construct of your own.")] = None,
+                  write: Annotated[Optional[Path], typer.Option(help="Record the outcome in this evidence file, which reports quote.")] = None, as_json: AsJson = False):
+    "The gate for reference sets: graded answers must rise, sets must agree, statements must differ in stance alone. Needs no human data. Says beside it whether the anchors were tried on texts that people rated."
+    from ssr_nb.anchors import check_construct, construct_status, record_evidence
     from ssr_nb.rating import load_embedder
-    from ssr_nb.scales import constructs
+    from ssr_nb.scales import constructs, load_construct
     embedder = load_embedder(embedding_model)
     checks = [check_construct(one, embedder, ladder) for one in construct or constructs()]
-    if as_json: _print([check.content() for check in checks], True)
+    if write: record_evidence(checks, write)
+    claims = {check.construct: construct_status(load_construct(one), embedding_model).rating_claim for check, one in zip(checks, construct or constructs())}
+    if as_json: _print([{**check.content(), "rating_claim": claims[check.construct]} for check in checks], True)
     else:
-        for check in checks: print(check)
+        for check in checks: print(check, f"\n  rating claim: {claims[check.construct]}")
     if not all(check.passed for check in checks): raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #cell-011

@@ -118,7 +118,7 @@ def _wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     middle, half = (share + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
-# %% ../nbs/06_diagnostics.ipynb #cell-011
+# %% ../nbs/06_diagnostics.ipynb #cell-012
 def positivity(
     ratings: np.ndarray,  # (n,) mean rating of each answer; NaN is not scored
     respondent: np.ndarray,  # (n,)
@@ -148,7 +148,7 @@ def positivity(
     return Finding(name, f"{value:.0%}{_percent(interval)} of the answers lie above the middle of the scale; their mean is {mean:.2f} ({around[0]:.2f} to {around[1]:.2f}), the middle {middle:g}. No mean of people was given to hold this against.", value, interval, flag,
                    "show a concept that people are known to reject: if that is liked too, report no level" if flag else "nothing to mend; with people's mean for a known concept this check becomes a comparison")
 
-# %% ../nbs/06_diagnostics.ipynb #cell-014
+# %% ../nbs/06_diagnostics.ipynb #cell-015
 def compression(
     ratings: np.ndarray,  # (n,) mean rating of each answer; NaN is not scored
     respondent: np.ndarray,  # (n,)
@@ -176,7 +176,7 @@ def compression(
     return Finding(name, f"Respondents differ {sd / divisor:.0%} ({low:.0%} to {high:.0%}) as much as people: a standard deviation of {sd:.2f} beside {divisor:.2f}.", sd / divisor, (low, high), flag,
                    "tell more about the personas, raise llm_temperature, and claim nothing about shares or segments that rests on spread" if flag else "nothing to mend")
 
-# %% ../nbs/06_diagnostics.ipynb #cell-017
+# %% ../nbs/06_diagnostics.ipynb #cell-018
 PEOPLE_COSINE, COLLAPSED_COSINE = (.56, .68), (.94, .99)
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -230,7 +230,7 @@ def collapse(
     return Finding(name, f"Two respondents' answers have a mean cosine of {value:.2f} ({interval[0]:.2f} to {interval[1]:.2f}); people's are reported at .56 to .68, collapsed ones at .94 to .99.", value, interval, flag,
                    "raise llm_temperature, tell more about the personas, or take another model; an interval over these respondents is too narrow" if flag else "nothing to mend")
 
-# %% ../nbs/06_diagnostics.ipynb #cell-020
+# %% ../nbs/06_diagnostics.ipynb #cell-021
 def sensitivity(
     original: pd.DataFrame,  # columns respondent and rating, one row an answer; and concept, where there are several
     swapped: pd.DataFrame,  # the same, with one attribute swapped
@@ -256,7 +256,7 @@ def sensitivity(
                    f"compare with how people of different {attribute} differ before reporting segments by it; without such figures leave {attribute} out of the personas" if flag
                    else "nothing to mend" if free else "ask at least 2 samples of each persona on both sides")
 
-# %% ../nbs/06_diagnostics.ipynb #cell-023
+# %% ../nbs/06_diagnostics.ipynb #cell-024
 def failures(
     status: Sequence[str],  # (n,) of the answers
     most: float = 0.05,  # the share that is still fine
@@ -275,14 +275,14 @@ def failures(
         found.append(Finding(name, f"{lost} of {len(status)} answers, {lost / len(status):.1%} ({interval[0]:.1%} to {interval[1]:.1%}); up to {most:.0%} is fine.", lost / len(status), interval, flag, mend if flag else "nothing to mend"))
     return found
 
-# %% ../nbs/06_diagnostics.ipynb #cell-026
+# %% ../nbs/06_diagnostics.ipynb #cell-027
 def drift(
     ratings: np.ndarray,  # (n,) mean rating of each answer; NaN is not scored
     respondent: np.ndarray,  # (n,)
     later: np.ndarray,  # (n,) of bool: retried, or replaced
     stratum: np.ndarray | None = None,  # (n,) the concept: compared within
     kind: str = "retried",
-    tolerance: float = 0.1,  # points of the scale that matter
+    tolerance: float = 0.2,  # points of the scale that matter
 ) -> Finding:
     "Whether answers of a later try differ in their mean rating from those of the first."
     frame = pd.DataFrame({"rating": np.asarray(ratings, dtype=float), "who": respondent, "later": np.asarray(later, dtype=bool), "stratum": 0 if stratum is None else np.asarray(stratum)}).dropna(subset=["rating"])
@@ -305,7 +305,7 @@ def drift(
     return Finding(name, f"{n} {kind} answers are rated {value:+.2f}{_signed(interval)} points apart from the first ones for the same concept.", value, interval, flag,
                    f"report the result without the {kind} answers beside it, and mend what makes them fail" if flag else "nothing to mend")
 
-# %% ../nbs/06_diagnostics.ipynb #cell-029
+# %% ../nbs/06_diagnostics.ipynb #cell-030
 def diagnose(
     results,  # an ssr_nb.results.Results, which is declared below this module
     targets: Mapping[str, Mapping] | None = None,  # attribute -> level -> share of the population

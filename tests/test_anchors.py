@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, command
-from ssr_nb.anchors import CHECKS, check_construct, check_sets, read_ladder
+from ssr_nb.anchors import CHECKS, check_construct, check_sets, construct_status, read_ladder, record_evidence
 from ssr_nb.core import InputError
 from ssr_nb.rating import load_embedder
 from ssr_nb.scales import ReferenceSet, constructs, load_construct
@@ -25,6 +25,14 @@ def test_shipped_sets_pass(name, minilm):
     found = check_construct(name, minilm)
     assert found.passed, str(found)
     assert found.ladder_answers >= 40 and len(found.sets) >= (6 if name == "purchase_intent" else 3)
+
+
+def test_what_is_recorded_of_the_shipped_sets_is_true(tmp_path, minilm):
+    recorded = {name: construct_status(load_construct(name), "minilm") for name in constructs()}
+    assert {status.gate for status in recorded.values()} == {"passed"}  # as `test_shipped_sets_pass` finds
+    assert "CEBaB" in recorded["satisfaction"].rating_claim and recorded["trust"].rating_claim.startswith("no text")
+    record_evidence([check_construct("trust", minilm)], tmp_path / "evidence.yaml")
+    assert "gate: passed" in (tmp_path / "evidence.yaml").read_text()
 
 
 def test_what_must_be_shipped():
