@@ -9,12 +9,11 @@ __all__ = ['NOTHING', 'PEOPLE_COSINE', 'COLLAPSED_COSINE', 'Finding', 'findings_
 # %% ../nbs/06_diagnostics.ipynb #cell-003
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 
 import numpy as np
 import pandas as pd
 
-from .core import InputError
+from .core import InputError, vector_key
 from .summaries import FEWEST
 
 # %% ../nbs/06_diagnostics.ipynb #cell-004
@@ -338,7 +337,7 @@ def _alike(results, rows: pd.DataFrame) -> list[Finding]:
     "The checks that look at the texts' vectors."
     known = dict(zip(results.vectors["key"], results.vectors["vector"]))
     identity, dimensions = results.manifest["embedder_identity"], len(next(iter(known.values()))) if known else 0
-    keys = [sha256(f"{identity}\n{dimensions}\n{text}".encode()).hexdigest() for text in rows["text"]]  # as ssr_nb.embedders.vector_key; a test holds the two together
+    keys = [vector_key(identity, dimensions, text) for text in rows["text"]]
     rows = rows.assign(vector=[known.get(key) for key in keys])[lambda frame: (frame["status"] == "ok") & frame["vector"].notna()]
     if rows.empty: return [_unmeasured("near-duplicates", "No answer has a vector.", "rate by ssr, or look at the failures first")]
     vectors = np.stack(rows["vector"].to_list())

@@ -193,8 +193,8 @@ def compare(
     corrected = alpha / len(frame)
     frame["p_holm"] = holm(frame["p"])
     tested = frame["wordings"] >= FEWEST_WORDINGS
-    frame["power"] = [_flip_power(round(stated_effect / sd, 3), w, corrected) if ok and sd > 0 else np.nan for ok, sd, w in zip(tested, frame["wording_sd"], frame["wordings"])]
-    frame["detectable"] = [_detectable(w, corrected) * sd if ok else np.nan for ok, sd, w in zip(tested, frame["wording_sd"], frame["wordings"])]
+    frame["power"] = [_flip_power(round(stated_effect / sd, 3), w, corrected) if ok and sd > 1e-9 else np.nan for ok, sd, w in zip(tested, frame["wording_sd"], frame["wordings"])]
+    frame["detectable"] = [_detectable(w, corrected) * sd if ok and sd > 1e-9 else np.nan for ok, sd, w in zip(tested, frame["wording_sd"], frame["wordings"])]
     told = (frame["p_holm"] <= alpha) & (frame["low"] * frame["high"] > 0)
     frame["conclusion"] = [("no test" if not ok else "not told apart" if not sure else f"{first if effect > 0 else second} is rated higher") for ok, sure, effect, first, second in zip(tested, told, frame["effect"], frame["concept"], frame["other"])]
     return Comparison(frame, by_wording, level, stated_effect, tuple(_notes(frame, by_wording, alpha, corrected)))
@@ -217,6 +217,7 @@ def _notes(frame: pd.DataFrame, by_wording: pd.DataFrame, alpha: float, correcte
     elif _least_p(fewest) > corrected:
         enough = next(wordings for wordings in range(fewest, 40) if _least_p(wordings) <= corrected)
         yield f"With {fewest} wordings and {len(frame)} pairs the smallest adjusted p of a single pair is {len(frame) * _least_p(fewest):.3f}: ask in at least {enough} wordings."
+    if (frame["wording_sd"] < 1e-9).any(): yield "In some pairs all wordings gave the very same difference: answers that do not depend on the wording are no repetition, so read their p as nothing."
     missing = 1 - by_wording["respondents"].sum() / (frame["respondents"] * frame["wordings"]).sum()
     if missing > 0: yield f"{missing:.0%} of the pairs of answers lack one that could be scored, and are left out."
     unsure = frame[(frame["p_holm"] <= alpha) & (frame["low"] * frame["high"] <= 0)]
@@ -246,7 +247,7 @@ class VarianceComponents:
     def _shown(self) -> pd.DataFrame:
         small = (self.frame["share"] < .005) & self.frame["source"].str.contains("×")
         rows = self.frame[~small]
-        table = pd.DataFrame({"source": rows["source"], "levels": rows["levels"], "variance": rows["variance"].clip(lower=0).map("{:.3f}".format), "share": rows["share"].map("{:.0%}".format)})
+        table = pd.DataFrame({"source": rows["source"].str.replace("_", " "), "levels": rows["levels"], "variance": rows["variance"].clip(lower=0).map("{:.3f}".format), "share": rows["share"].map("{:.0%}".format)})
         return pd.concat([table, pd.DataFrame([{"source": f"{small.sum()} further interactions", "levels": "", "variance": f"{self.frame.loc[small, 'variance'].clip(lower=0).sum():.3f}", "share": f"{self.frame.loc[small, 'share'].sum():.0%}"}])]) if small.any() else table
 
     def __repr__(self): return self._shown().to_string(index=False)

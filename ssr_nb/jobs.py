@@ -28,12 +28,12 @@ from .store import Run, finish_run, new_run_id, partial_folder
 class Parameter:
     "One parameter of a survey notebook."
     name: str
-    type: str  # str, int, float, bool or list
+    type: str  # str, int, float, bool, list or dict
     default: object
     optional: bool  # whether None, or "none", is a value
     help: str
 
-_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
 def find_notebook(
     notebook: str | Path,  # a path, or the name of a shipped survey notebook
@@ -85,10 +85,18 @@ def _convert(parameter: Parameter, value: object) -> object:
     if isinstance(value, str) and wanted != "str":
         if wanted == "list": return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
         if wanted == "bool": return _boolean(name, value)
+        if wanted == "dict": return _mapping(name, value)
         try: return {"int": int, "float": float}[wanted](value)
         except ValueError: raise InputError(f"parameter {name!r} is {value!r}: give {'a whole number' if wanted == 'int' else 'a number'}, such as {parameter.default}") from None
     if isinstance(value, bool) != (wanted == "bool") or not isinstance(value, _TYPES[wanted]): raise InputError(f"parameter {name!r} is {value!r}: give a value of type {wanted}, such as {parameter.default!r}")
     return value
+
+def _mapping(name: str, value: str) -> dict:
+    import yaml
+    try: found = yaml.safe_load(value) or {}
+    except yaml.YAMLError: found = None
+    if not isinstance(found, dict): raise InputError(f"parameter {name!r} is {value!r}: give a mapping, such as '{{age_range: [18, 34]}}'")
+    return found
 
 def _boolean(name: str, value: str) -> bool:
     words = {"true": True, "false": False}

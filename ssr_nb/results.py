@@ -18,6 +18,7 @@ import pandas as pd
 from . import plots, store
 from .calls import discard_journal
 from .core import InputError, Settings
+from .diagnostics import diagnose, findings_table
 from .rating import Rated, Ratings
 from .summaries import Summary, headline_boxes, ranks, summarise
 
@@ -117,7 +118,7 @@ class Results:
         return {"concepts": pd.DataFrame([{"concept": c.name, "description": c.description, "price": c.price, "image": c.image.file_name if c.image else None} for c in survey.concepts]).astype("str").where(lambda f: f != "None"),
                 "respondents": pd.DataFrame({"respondent": np.arange(len(panel)), "weight": panel.weights, "attributes": panel.frame.to_json(orient="records", lines=True, date_format="iso").splitlines()}),
                 "answers": final[store.column_names("answers")], "ratings": pd.concat(ratings).sort_values("answer_id", ignore_index=True), "calls": self.calls,
-                "summaries": self.summary(), "embeddings": self.vectors}
+                "summaries": self.summary(), "findings": findings_table(diagnose(self))[store.column_names("findings")], "embeddings": self.vectors}
 
     def save(
         self,

@@ -35,8 +35,9 @@ TABLES = {
     "summaries": """run_id VARCHAR, concept VARCHAR, construct VARCHAR, method VARCHAR, llm_model VARCHAR, rank BIGINT, mean DOUBLE, mean_low DOUBLE, mean_high DOUBLE, top_2_box DOUBLE, top_2_box_low DOUBLE,
         top_2_box_high DOUBLE, top_box DOUBLE, pmf DOUBLE[], n_respondents BIGINT, n_answers BIGINT, n_ok BIGINT, n_uninformative BIGINT, n_numeric BIGINT, n_refusal BIGINT, n_empty BIGINT,
         n_truncated BIGINT, n_filtered BIGINT, n_error BIGINT""",
+    "findings": "run_id VARCHAR, name VARCHAR, flag BOOLEAN, what VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, mend VARCHAR",
 }
-FILES = {"concepts": "inputs/concepts.parquet", "respondents": "inputs/respondents.parquet", "answers": "answers.parquet", "ratings": "ratings.parquet", "calls": "calls.parquet", "summaries": "summary.parquet"}
+FILES = {"concepts": "inputs/concepts.parquet", "respondents": "inputs/respondents.parquet", "answers": "answers.parquet", "ratings": "ratings.parquet", "calls": "calls.parquet", "summaries": "summary.parquet", "findings": "findings.parquet"}
 
 def column_names(table: str) -> list[str]:
     "The columns of a table, without `run_id`."

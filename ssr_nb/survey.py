@@ -20,9 +20,8 @@ import yaml
 from . import __version__
 from .batches import BatchElicitation
 from .calls import COLUMNS, CallCache, Journal, JournalClaim
-from .core import InputError, Settings, SSRError, choose, content_hash, non_negative, shipped, whole_number
+from .core import InputError, Settings, SSRError, choose, content_hash, non_negative, shipped, vector_key, whole_number
 from .costs import Estimate, cost_table, estimate
-from .embedders import vector_key
 from .images import stored_image
 from .interview import METHODS, Answered, Preview, answer_rows, interview, plan, preview, rate_answers, sampling
 from .limits import Budget, Limits

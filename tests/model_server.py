@@ -229,7 +229,7 @@ class ModelServer:
         return self
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.stop.set)
+        if not self.loop.is_closed(): self.loop.call_soon_threadsafe(self.stop.set)
         self.thread.join(10)
 
 
