@@ -40,7 +40,7 @@ def test_a_run_verifies_with_every_server_gone(run, server, monkeypatch):
     server.close()
     found = verify(run)
     assert found.equal, str(found)
-    assert found.tables == {"concepts": 3, "respondents": 6, "answers": 72, "ratings": 72, "calls": 72, "summaries": 6}
+    assert found.tables == {"concepts": 3, "respondents": 6, "answers": 72, "ratings": 72, "calls": 72, "summaries": 6, "findings": len(run.table("findings"))} and len(run.table("findings")) > 5
     assert any("embedded again" in note for note in found.notes)
 
 
