@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['FEWEST_WORDINGS', 'MOST_FLIPS', 'FACTORS', 'EFFECTIVE_HUMAN_N', 'sign_flip_test', 'paired_t_test',
            'within_persona_permutation', 'simulate_differences', 'paired_differences', 'holm', 'Comparison', 'compare',
-           'VarianceComponents', 'variance_components', 'Power', 'power', 'sample_size', 'bounded_interval',
-           'capped_interval']
+           'VarianceComponents', 'variance_components', 'Power', 'power', 'sample_size', 'capped_interval']
 
 # %% ../nbs/07_experiments.ipynb #cell-003
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from .core import InputError, non_negative, whole_number
+from .summaries import bounded_interval
 
 FEWEST_WORDINGS = 6  # with five, the smallest two-sided p is 2 / 2⁵ = .06
 MOST_FLIPS = 10_000  # up to so many, all of them are enumerated; beyond, so many are drawn
@@ -360,28 +360,7 @@ def sample_size(
     if not 0 < wanted < 1: raise InputError(f"wanted is {wanted!r}: give a power between 0 and 1, such as 0.8")
     return Power(power(effect, wording_sd, persona_sd, residual_sd, **options).frame, effect, wanted)
 
-# %% ../nbs/07_experiments.ipynb #cell-038
-def bounded_interval(
-    values: np.ndarray,  # (…, respondents), between the bounds
-    weights: np.ndarray,  # (respondents,)
-    bounds: tuple[float, float] = (0.0, 1.0),  # the ends of the scale: (1, k) for means, (0, 1) for shares
-    level: float = 0.95,
-) -> np.ndarray:  # (…, 2)
-    "The interval of a weighted mean over respondents, within the scale's ends."
-    values, weights, (least, most) = np.asarray(values, dtype=float), np.asarray(weights, dtype=float), bounds
-    used = weights > 0
-    values, share, n = values[..., used], weights[used] / weights.sum(), int(used.sum())
-    effective = 1 / (share**2).sum()
-    place = (values @ share - least) / (most - least)
-    inside = (place > 1e-12) & (place < 1 - 1e-12)
-    safe = np.where(inside, place, .5)
-    error = np.sqrt(n / (n - 1) * ((share * ((values - least) / (most - least) - place[..., None]))**2).sum(axis=-1))
-    half = stats.t.ppf((1 + level) / 2, effective - 1) * error / (safe * (1 - safe))
-    nobody = 1 - ((1 - level) / 2)**(1 / effective)
-    ends = [np.where(inside, 1 / (1 + np.exp(-np.log(safe / (1 - safe)) - sign * half)), np.where(place > .5, 1 - nobody * (sign < 0), nobody * (sign > 0))) for sign in (-1, 1)]
-    return least + (most - least) * np.stack(ends, axis=-1)
-
-# %% ../nbs/07_experiments.ipynb #cell-043
+# %% ../nbs/07_experiments.ipynb #cell-042
 EFFECTIVE_HUMAN_N = 60  # a convention after arXiv 2502.17773, where a model is worth tens of people
 
 def capped_interval(

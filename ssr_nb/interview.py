@@ -44,11 +44,11 @@ class Numbering:
         self._seen: Counter = Counter()
         self._images = {concept.image.hash: concept.image for concept in survey.concepts if concept.image}
 
-    def request(self, prompt: dict, respondent: int, sample: int, **parameters) -> Request:
-        "The next request with this prompt."
+    def request(self, prompt: dict, respondent: int, sample: int, wording: int = 0, **parameters) -> Request:
+        "The next request with this prompt; each wording is a draw of its own."
         name = content_hash(prompt)
         self._seen[name] += 1
-        return Request(self.provider, self.survey.llm_model, prompt, parameters, self._seen[name] - 1, _seed(self.survey.seed, respondent, sample), images=self._images)
+        return Request(self.provider, self.survey.llm_model, prompt, parameters, self._seen[name] - 1, _seed(self.survey.seed, respondent, sample, *([wording] if wording else [])), images=self._images)
 
 def _seed(*parts: int) -> int: return int.from_bytes(sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
 
@@ -74,10 +74,10 @@ def plan(
             for respondent, persona in enumerate(survey.panel.personas):
                 if spoken:
                     prompt = template.render(persona, concept, asked)
-                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, **sampling(survey, template)), wording=wording) for sample in range(survey.samples)]
+                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, wording, **sampling(survey, template)), wording=wording) for sample in range(survey.samples)]
                 if "dlr" in survey.methods:
                     prompt = template.render_rating(persona, concept, asked, survey.scale_points)
-                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, **sampling(survey, template, _line(template))), True, wording)
+                    asks += [Ask(concept.name, construct.name, respondent, sample, numbering.request(prompt, respondent, sample, wording, **sampling(survey, template, _line(template))), True, wording)
                              for sample in range(survey.samples)]
     return asks
 
@@ -142,7 +142,7 @@ def _follow_up(survey, template: PromptTemplate, numbering: Numbering, answered:
     for place, one in enumerate(answered):
         if one.ask.direct: continue
         text, status, _ = answer_of(one.outcome, template)
-        who = (one.ask.respondent, one.ask.sample)
+        who = (one.ask.respondent, one.ask.sample, one.ask.wording)
         if "flr" in survey.methods and status == "ok":
             requests.append(numbering.request(template.render_expert(text, asked[one.ask.construct, one.ask.wording], survey.scale_points), *who, **parameters))
             places.append((place, "expert"))
@@ -243,7 +243,7 @@ def preview(
 ) -> Preview:
     "The prompts of the first respondents, and the follow-ups to a placeholder."
     asks = [ask for ask in plan(survey, template, provider) if ask.respondent < each and ask.sample == 0]
-    parts = [(f"{ask.construct}, {ask.concept}, respondent {ask.respondent}, {METHODS['dlr'] if ask.direct else 'in words'}", ask.request.prompt, ask.request.images) for ask in asks]
+    parts = [(f"{ask.construct}, {ask.concept}, respondent {ask.respondent}, {METHODS['dlr'] if ask.direct else 'in words'}" + (f", wording {ask.wording}" if survey.wordings > 1 else ""), ask.request.prompt, ask.request.images) for ask in asks]
     constructs = {construct.name: construct for construct in survey.constructs}
     first = {ask.construct: ask for ask in reversed(asks) if not ask.direct}
     for name, ask in first.items():

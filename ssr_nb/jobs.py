@@ -222,6 +222,7 @@ def shortfall(run: Run) -> str | None:
     manifest = run.manifest
     if manifest["status"] == "failed": return f"run {run.run_id} failed: {manifest['error']}"
     if manifest["status"] == "incomplete": return f"run {run.run_id} is incomplete: {manifest['warnings'][-1]}"
+    if "answers.parquet" not in manifest["files"]: return None  # nobody was asked
     answers = run.table("answers")
     unscored = (answers["status"] != "ok").mean()
     if unscored > FAILED_SHARE: return f"run {run.run_id} could score only {1 - unscored:.0%} of its answers ({', '.join(f'{n} {s}' for s, n in answers['status'].value_counts().items() if s != 'ok')}): choose another model or prompt"

@@ -65,7 +65,7 @@ def costs(results: Results) -> Table:
 def asked(results: Results) -> Table:
     "The concepts as they were shown, and the questions."
     survey = results.survey
-    rows = [("Question", construct.question) for construct in survey.constructs] + [("Concept", concept.shown()) for concept in survey.concepts]
+    rows = [("Question", question) for construct in survey.constructs for question in construct.questions(survey.wordings)] + [("Concept", concept.shown()) for concept in survey.concepts]
     return Table(pd.DataFrame(rows, columns=["what", "as it was put"]))
 
 def evidence(results: Results) -> Table:
@@ -132,7 +132,7 @@ def provenance(manifest: dict) -> list[tuple[str, str]]:
             ("Prompt", manifest.get("prompt") and f"{manifest['prompt']['id']} v{manifest['prompt']['version']} ({manifest['prompt']['hash'][:8]})"),
             ("Reference sets", anchors), ("Panel", manifest.get("panel_source")), ("Respondents × samples", manifest.get("cohort_size") and f"{manifest['cohort_size']} × {manifest['samples']}"),
             ("ssr_temperature, ssr_epsilon", f"{manifest.get('ssr_temperature')}, {manifest.get('ssr_epsilon')}"), ("llm_temperature, max_tokens", f"{manifest.get('llm_temperature')}, {manifest.get('max_tokens')}"),
-            ("Seed", manifest.get("seed")), ("Asked", {"batch": "as a batch", "live": "live"}.get(manifest.get("mode"))), ("Versions that answered", ", ".join(manifest.get("served_models", []))),
+            ("Wordings", manifest.get("wordings") if (manifest.get("wordings") or 1) > 1 else None), ("Seed", manifest.get("seed")), ("Asked", {"batch": "as a batch", "live": "live"}.get(manifest.get("mode"))), ("Versions that answered", ", ".join(manifest.get("served_models", []))),
             ("Cost", dollars(manifest["cost_usd"]) + (f" (limit {dollars(manifest['max_cost_usd'])})" if manifest.get("max_cost_usd") is not None else "") if "cost_usd" in manifest else None),
             ("Prices", (manifest.get("price") or {}).get("source")), ("Software", f"ssr_nb {manifest.get('version')}" + (f", commit {manifest['git_commit'][:10]}" if manifest.get("git_commit") else ""))]
     return [(name, str(value)) for name, value in rows if value not in (None, "", "None")]

@@ -52,7 +52,7 @@ class Results:
         return self.answers[(self.answers["construct"] == construct) & (self.answers["method"] == method)].reset_index(drop=True)
 
     def _summarise(self, answers: pd.DataFrame, pmf: np.ndarray) -> Summary:
-        return summarise(pmf, answers["respondent"].to_numpy(), self.survey.panel.weights, seed=self.survey.seed)
+        return summarise(pmf, answers["respondent"].to_numpy(), self.survey.panel.weights)
 
     def summary(
         self,

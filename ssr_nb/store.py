@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'TABLES', 'FILES', 'column_names', 'Run', 'open_run', 'new_run_id', 'list_runs', 'partial_folder',
-           'sweep', 'write_table', 'finish_run', 'enter_pending', 'rebuild', 'connect']
+           'sweep', 'write_table', 'finish_run', 'record', 'enter_pending', 'rebuild', 'connect']
 
 # %% ../nbs/30_store.ipynb #cell-003
 import json, os, secrets, shutil, time
 from contextlib import contextmanager
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import InputError, SSRError, file_hash
+from .core import InputError, Settings, SSRError, file_hash
 
 # %% ../nbs/30_store.ipynb #cell-005
 SCHEMA_VERSION = 2
@@ -140,7 +140,27 @@ def finish_run(
     enter_pending(runs, patience=3.0)
     return Run(final)
 
-# %% ../nbs/30_store.ipynb #cell-012
+# %% ../nbs/30_store.ipynb #cell-011
+def record(
+    name: str,  # of what is run, for the id of a run by hand
+    manifest: dict,
+    write: Callable[[Path], None],  # writes tables and inputs into a folder
+    settings: Settings,
+    runs: str | Path | None = None,  # by hand: SSR_RUNS by default
+) -> Run | None:
+    "Leave what was found as a run: in a job for the job to finish, by hand as a run of its own."
+    if settings.run_folder:
+        if runs is not None: raise InputError(f"runs is {str(runs)!r}, and a job decides itself where its run goes: leave it out")
+        if (settings.run_folder / "results.json").exists(): raise InputError("save() was called twice in one job: a run records one thing")
+        write(settings.run_folder)
+        (settings.run_folder / "results.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return None
+    runs, run_id = Path(runs or settings.runs), new_run_id(name)
+    with partial_folder(runs, run_id) as folder:
+        write(folder)
+        return finish_run(folder, {"run_id": run_id, **manifest}, runs)
+
+# %% ../nbs/30_store.ipynb #cell-013
 def _run_row(manifest: dict) -> dict:
     row = {name: manifest.get(name) for name in column_names("runs")}
     return {"run_id": manifest["run_id"], **row, "parameters": json.dumps(manifest.get("parameters", {}))}
@@ -190,7 +210,7 @@ def rebuild(runs: Path) -> int:
     for suffix in ("", ".wal"): (Path(runs) / f"ssr.duckdb{suffix}").unlink(missing_ok=True)
     return len(enter_pending(runs, patience=30.0) or [])
 
-# %% ../nbs/30_store.ipynb #cell-013
+# %% ../nbs/30_store.ipynb #cell-014
 def connect(
     runs: str | Path = "runs",
 ):

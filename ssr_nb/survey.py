@@ -286,7 +286,7 @@ class Session:
         return {
             "status": "complete" if whole else "incomplete", "fingerprint": fingerprint(survey, self.hash, embedder.identity), "elicitation_hash": self.hash, "version": __version__,
             "llm_model": survey.llm_model, "provider": llm.provider, "prompt_form": llm.form, "embedded": llm.embedded, "embedding_model": survey.embedding_model, "embedder_identity": embedder.identity,
-            "method": survey.method, "cohort_size": len(survey.panel), "samples": survey.samples, "seed": survey.seed, "ssr_temperature": survey.ssr_temperature, "ssr_epsilon": survey.ssr_epsilon,
+            "method": survey.method, "cohort_size": len(survey.panel), "samples": survey.samples, "wordings": survey.wordings, "seed": survey.seed, "ssr_temperature": survey.ssr_temperature, "ssr_epsilon": survey.ssr_epsilon,
             "llm_temperature": survey.llm_temperature, "max_tokens": survey.max_tokens, "panel_source": survey.panel.source, "panel_hash": survey.panel.hash,
             "prompt": {"id": template.id, "version": template.version, "hash": template.hash},
             "reference_sets": [{"construct": c.name, "id": one.id, "version": one.version, "hash": one.hash} for c in survey.constructs for one in survey.sets(c)],

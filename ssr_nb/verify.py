@@ -19,6 +19,7 @@ from .core import InputError, file_hash, vector_key
 from .interview import interview, plan, replay
 from .prompts import PromptTemplate
 from .rating import load_embedder
+from .rating_validation import read_rating_validation
 from .results import Results
 from .runner import Outcome
 from .scales import ReferenceSet
@@ -123,6 +124,7 @@ def verify(
     manifest, report = run.manifest, Verification(run.run_id)
     if manifest["status"] == "failed": raise InputError(f"run {run.run_id!r} failed ({manifest['error']}): there are no tables to verify")
     _compare_files(run, report)
+    if manifest.get("kind") == "rating_validation": return _recompute(run, report)
     try: survey, template = read_inputs(run)
     except Exception as error:
         report.differences.append(f"the inputs cannot be read: {error}")
@@ -138,6 +140,15 @@ def verify(
     elif fingerprint(survey, elicitation, manifest["embedder_identity"]) != manifest["fingerprint"]: report.differences.append(f"fingerprint is recorded as {manifest['fingerprint'][:12]}…, and the inputs give another")
     _compare_tables(run, survey, template, report)
     if embed_again and report.equal: _embed_again(run, survey, report)
+    return report
+
+def _recompute(run: Run, report: Verification) -> Verification:
+    "Compute a rating validation's tables anew from its stored similarities, and compare them."
+    recorded_sets, again = {one["id"]: one["hash"] for one in run.manifest["reference_sets"]}, read_rating_validation(run)
+    for one in getattr(next(iter(again.rated.values())), "reference_sets", ()): _compare_set(one, recorded_sets, report)
+    for name, computed in again.computed().items():
+        report.tables[name] = len(computed)
+        report.differences += compare(name, run.table(name), computed)
     return report
 
 def _compare_files(run: Run, report: Verification) -> None:

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ssr_nb.summaries import bounded_interval
 from ssr_nb.core import InputError
-from ssr_nb.experiments import (MOST_FLIPS, bounded_interval, capped_interval, compare, holm, paired_differences, paired_t_test, power, sample_size, sign_flip_test, simulate_differences, variance_components,
+from ssr_nb.experiments import (MOST_FLIPS, capped_interval, compare, holm, paired_differences, paired_t_test, power, sample_size, sign_flip_test, simulate_differences, variance_components,
                                 within_persona_permutation)
 
 NULL = dict(effect=0, wording_sd=.15, persona_sd=0, residual_sd=.5, n_respondents=100, samples=2)
@@ -237,6 +238,8 @@ def test_components_plan_the_next_survey():
     sds = {("concept", "respondent"): .3, ("concept", "wording"): .2, ("concept", "respondent", "wording", "sample"): .5}
     found = variance_components(crossed(sds, {"concept": 30, "respondent": 40, "wording": 8, "sample": 2}, 0)).planning(samples=2)
     for name, variance in (("wording_sd", 2 * .04), ("persona_sd", 2 * .09), ("residual_sd", .25)): assert found[name]**2 == pytest.approx(variance, rel=.2), name
+    cell = variance_components(crossed({**sds, ("concept", "respondent", "wording"): .4}, {"concept": 30, "respondent": 40, "wording": 8, "sample": 2}, 0)).planning(samples=2)
+    assert cell["residual_sd"]**2 == pytest.approx(.25 + 2 * .16, rel=.1)  # more samples do not average out what a respondent makes of a wording
     with pytest.raises(InputError, match="several concepts"): variance_components(crossed(TRUTH, {"respondent": 5, "wording": 5, "sample": 2}, 0)).planning()
 
 
@@ -253,6 +256,12 @@ def test_power_grows_with_wordings_and_hardly_with_respondents():
     found = power(.2, .2, .1, .5, (100, 400), (6, 12), simulations=1000).frame.set_index(["n_respondents", "n_wordings"])["power"]
     assert found[100, 12] > found[100, 6] + .2 and found[400, 6] - found[100, 6] < .1
     assert power(.2, .2, .1, .5, 100, 6, simulations=1000).frame["power"][0] == found[100, 6]  # a design's power does not depend on what else is asked
+
+
+def test_power_is_of_the_flips_too():
+    found = power(1.5, 1, 0, .1, 200, 6, simulations=4000).frame["power"][0]
+    every_sign_alike = stats.norm.cdf(1.5)**6  # all that six wordings can find
+    assert every_sign_alike - .15 < found < every_sign_alike + 3.3 * error(every_sign_alike, 4000)
 
 
 @pytest.mark.parametrize("persona_sd", [0, .5])
@@ -315,6 +324,17 @@ def test_one_number_for_all_is_a_share_of_its_own():
     assert bounded_interval(np.full(30, .4), np.ones(30)) == pytest.approx([.4, .4])
     values, weights = np.random.default_rng(0).random(20), np.r_[np.ones(15), np.zeros(5)]
     assert np.allclose(bounded_interval(values, weights), bounded_interval(values[:15], np.full(15, 7.0)))
+    assert np.isnan(bounded_interval(values, np.eye(20)[0])).all()  # one respondent says nothing about spread
+
+
+def test_the_interval_is_a_t_interval_on_the_logit():
+    values, weights = np.array([1.5, 2, 2.5, 4, 3, 1.2]), np.array([1, 2, 1, 1, 3, 1.0])
+    share = weights / weights.sum()
+    mean = share @ values
+    place, error_of_mean = (mean - 1) / 4, (6 / 5 * (share**2 * (values - mean)**2).sum())**.5
+    half = stats.t.ppf(.95, 1 / (share**2).sum() - 1) * error_of_mean / 4 / (place * (1 - place))
+    wanted = [1 + 4 / (1 + np.exp(-(np.log(place / (1 - place)) + sign * half))) for sign in (-1, 1)]
+    assert bounded_interval(values, weights, (1, 5), level=.9) == pytest.approx(wanted)
 
 
 def test_ten_thousand_answers_promise_no_more_than_sixty():
