@@ -6,6 +6,8 @@
 __all__ = ['confusion_picture', 'calibration_picture', 'sources_picture', 'items_picture']
 
 # %% ../nbs/32_fidelity_plots.ipynb #cell-003
+import os.path
+
 import numpy as np
 import pandas as pd
 
@@ -73,6 +75,7 @@ def sources_picture(
             axes.annotate(f"{row.value:.2f}", (row.value, place), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8)
         axes.set_yticks(range(len(rows)), [plots._short(name, 48) for name in rows["source"]])
         axes.set_ylim(-.6, len(rows) - .2)
+        axes.set_xlim(min([0, *rows["low"].dropna(), *rows["value"]]) - .02, max([1, *rows["high"].dropna(), *rows["value"]]) + .02)
         axes.set_xlabel(f"{measure}, with its 95 % interval")
         axes.grid(axis="x", color="#e5e5e5")
         for side in ("top", "right", "left"): axes.spines[side].set_visible(False)
@@ -82,21 +85,22 @@ def sources_picture(
 # %% ../nbs/32_fidelity_plots.ipynb #cell-014
 def items_picture(
     table: pd.DataFrame,  # one row an item: item_id, people, and a column of means for each source
-    k: int,  # points of the scale
 ) -> Picture:
     "People's mean of each item against each source's: a ranking that is shared runs from lower left to upper right."
     from matplotlib import pyplot
     import seaborn
     sources = [column for column in table if column not in ("item_id", "people")]
+    shared = len(os.path.commonprefix([str(item) for item in table["item_id"]])) if len(table) > 1 else 0
+    ends = np.nanmin(table[["people", *sources]].to_numpy(float)) - .1, np.nanmax(table[["people", *sources]].to_numpy(float)) + .1
     with plots._style():
-        figure, every = pyplot.subplots(1, len(sources), figsize=(3.7 * len(sources), 3.6), squeeze=False, sharex=True, sharey=True)
+        figure, every = pyplot.subplots(1, len(sources), figsize=(4.6 * len(sources), 4.4), squeeze=False, sharex=True, sharey=True)
         for axes, source, colour in zip(every[0], sources, seaborn.color_palette("colorblind", len(sources))):
-            axes.plot([1, k], [1, k], color="#bbbbbb", linewidth=1)
+            axes.plot(ends, ends, color="#bbbbbb", linewidth=1)
             axes.plot(table["people"], table[source], "o", color=colour, markersize=5)
             for row in table[["item_id", "people", source]].itertuples(index=False):
-                if len(table) <= 25 and np.isfinite(row[2]): axes.annotate(plots._short(str(row[0]), 16), (row[1], row[2]), xytext=(3, 3), textcoords="offset points", fontsize=6.5, color="#555555")
-            axes.set_xlim(1, k)
-            axes.set_ylim(1, k)
+                if len(table) <= 25 and np.isfinite(row[2]): axes.annotate(plots._short(str(row[0])[shared:], 16), (row[1], row[2]), xytext=(3, 3), textcoords="offset points", fontsize=6.5, color="#555555")
+            axes.set_xlim(*ends)
+            axes.set_ylim(*ends)
             axes.set_title(source, fontsize=10)
             axes.set_xlabel("people's mean")
             for side in ("top", "right"): axes.spines[side].set_visible(False)

@@ -244,7 +244,7 @@ class PanelValidation(Results):
         return told(self.fidelity)
 
     def plot_sources(self, measure: str = "r"): return fidelity_plots.sources_picture(self.fidelity[self.fidelity["measure"] == measure], measure, BASELINES)
-    def plot_items(self): return fidelity_plots.items_picture(self.means, self.survey.scale_points)
+    def plot_items(self): return fidelity_plots.items_picture(self.means)
     def __repr__(self): return "\n".join([repr(Table(self.headline())), *self.manifest["warnings"]])
     def _repr_html_(self): return Table(self.headline())._repr_html_() + "".join(f"<p>{warning}</p>" for warning in self.manifest["warnings"])
 
