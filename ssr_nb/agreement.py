@@ -153,7 +153,8 @@ def calibration(
     mine = _one_hot(place + 1, max(1, len(edges) - 1))
     mine = mine[:, mine.sum(axis=0) > 0]
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = np.concatenate([draws @ (mine * human[:, None]) / (draws @ mine) for draws in _draws(len(human), None if cluster is None else np.asarray(cluster)[kept], whole_number("resamples", resamples), seed)])
+        groups = None if cluster is None else np.asarray(cluster)[kept]
+        drawn = np.concatenate([draws @ (mine * human[:, None]) / (draws @ mine) for draws in _draws(len(human), groups, whole_number("resamples", resamples), seed)])
     ends = [interval(drawn[1:, b]) if column.sum() >= FEWEST else (np.nan, np.nan) for b, column in enumerate(mine.T)]
     return pd.DataFrame([(mean[column > 0].min(), mean[column > 0].max(), int(column.sum()), mean[column > 0].mean(), drawn[0, b], *ends[b]) for b, column in enumerate(mine.T)],
                         columns=["from", "to", "n", "read", "people", "low", "high"])

@@ -8,13 +8,13 @@ __all__ = ['MEASURED', 'NARROW', 'POOLED', 'UNIFORM', 'HALF', 'ALL', 'ks_similar
            'contrasts', 'test_retest']
 
 # %% ../nbs/05_fidelity.ipynb #cell-003
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .core import InputError, choose, whole_number
+from .core import InputError, whole_number
 from .rating import expected_point
 from .summaries import FEWEST
 
@@ -59,8 +59,10 @@ def _counts(counts) -> np.ndarray:
     "`counts` as whole numbers (items, k) of at least two people each."
     counts = np.atleast_2d(np.asarray(counts, dtype=float))
     if counts.ndim != 2 or counts.shape[1] < 2: raise InputError(f"counts has the shape {counts.shape}: give (items, k) with k of at least 2")
-    if not np.isfinite(counts).all() or (counts < 0).any() or (counts % 1).any(): raise InputError(f"counts row {np.flatnonzero((~np.isfinite(counts) | (counts < 0) | (counts % 1 != 0)).any(axis=1))[0]} has a value that counts no people: give whole numbers")
-    if (few := np.flatnonzero(counts.sum(axis=1) < 2)).size: raise InputError(f"counts row {few[0]} has {counts[few[0]].sum():.0f} answer(s): leave out items that fewer than 2 people answered, since they have no halves")
+    with np.errstate(invalid="ignore"): bad = np.flatnonzero((~np.isfinite(counts) | (counts < 0) | (counts % 1 != 0)).any(axis=1))
+    if len(bad): raise InputError(f"counts row {bad[0]} has a value that counts no people: give whole numbers")
+    few = np.flatnonzero(counts.sum(axis=1) < 2)
+    if len(few): raise InputError(f"counts row {few[0]} has {counts[few[0]].sum():.0f} answer(s): leave out items that fewer than 2 people answered, since they have no halves")
     return counts.astype(np.int64)
 
 def _split(counts: np.ndarray, splits: int, seed: int) -> np.ndarray:  # (splits, items, k)
@@ -89,7 +91,8 @@ def halves_of_ratings(
     "Random halves of the respondents; a split that leaves a half without an answer to some item is left out."
     ratings = np.atleast_2d(np.asarray(ratings, dtype=float))
     weights = np.ones(len(ratings)) if weights is None else np.asarray(weights, dtype=float)
-    if ratings.ndim != 2 or weights.shape != (len(ratings),) or not np.isfinite(weights).all() or (weights < 0).any(): raise InputError(f"ratings has the shape {ratings.shape} and weights {weights.shape}: give (people, items), and a weight of at least 0 for each of the people")
+    if ratings.ndim != 2 or weights.shape != (len(ratings),) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise InputError(f"ratings has the shape {ratings.shape} and weights {weights.shape}: give (people, items), and a weight of at least 0 for each of the people")
     given = ~np.isnan(ratings) * weights[:, None]
     points, generator = np.nan_to_num(ratings) * weights[:, None], np.random.default_rng(seed)
     half = np.zeros((whole_number("splits", splits), len(ratings)))
@@ -199,9 +202,10 @@ def _points(frame: pd.DataFrame, letter: str, name: str) -> list[str]:
 
 def _of_group(frame: pd.DataFrame, group: tuple[str, str], letter: str, name: str) -> pd.DataFrame:
     "The points by item of one group."
+    points = _points(frame, letter, name)
     rows = frame[(frame["group_var"] == group[0]) & (frame["group_level"] == group[1])]
     if rows["item_id"].duplicated().any(): raise InputError(f"{name} has item {rows['item_id'][rows['item_id'].duplicated()].iloc[0]!r} twice for {group[0]} {group[1]!r}: keep one row")
-    return rows.set_index("item_id")[_points(frame, letter, name)].astype(float)
+    return rows.set_index("item_id")[points].astype(float)
 
 def pooled_others(
     pmf: np.ndarray,  # (items, k)
@@ -314,5 +318,6 @@ def test_retest(
     between = 2 * (average(pair.mean(axis=1)**2) - grand**2) * n / (n - 1)  # mean squares of things, of the two rounds, and of what is left
     rounds, rest = n * bias**2 / 2, (average(gap**2) - bias**2) / 2 * n / (n - 1)
     spread = between + rest + 2 * (rounds - rest) / n
-    values = {"pearson": _correlations(pair[:, 0][None], pair[:, 1][None], draws)[:, 0], "icc": np.where(spread > NARROW, (between - rest) / np.where(spread > NARROW, spread, 1), np.nan), "mean_difference": bias, "mean_absolute_difference": average(np.abs(gap))}
+    values = {"pearson": _correlations(pair[:, 0][None], pair[:, 1][None], draws)[:, 0],
+              "icc": np.where(spread > NARROW, (between - rest) / np.where(spread > NARROW, spread, 1), np.nan), "mean_difference": bias, "mean_absolute_difference": average(np.abs(gap))}
     return _measured(values, len(pair), {name: "a side is constant" for name in ("pearson", "icc") if np.isnan(values[name][0])})

@@ -146,6 +146,7 @@ def _execute(path: Path, folder: Path, parameters: dict, progress: bool) -> str 
     import papermill
     from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a kernel that is interrupted leaves tasks behind that nobody asks for
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder / "progress.json", stop), daemon=True)
     if progress: watcher.start()

@@ -54,7 +54,8 @@ def scale_labels(
 ) -> tuple[str, ...]:  # (k,)
     "The labels of the points 1 … k; what is no number is no point."
     found = {int(point): label.strip() for point, label in re.findall(r"(?:^|\|)\s*(\d+)\s*=([^|]*)", str(text))}
-    if sorted(found) != list(range(1, len(found) + 1)) or len(found) < 2 or not all(found.values()): raise InputError(f"scale_labels is {str(text)[:60]!r}: write '1=… | 2=… | …' with a label for every point from 1")
+    if sorted(found) != list(range(1, len(found) + 1)) or len(found) < 2 or not all(found.values()):
+        raise InputError(f"scale_labels is {str(text)[:60]!r}: write '1=… | 2=… | …' with a label for every point from 1")
     return tuple(found[point] for point in range(1, len(found) + 1))
 
 def read_people(
@@ -109,26 +110,29 @@ def two_arms(
     return Panel(pd.concat(arms, ignore_index=True), panel.attributes, np.tile(panel.weights, len(arms)), panel.source + (f"; and {len(panel)} respondents without a persona" if baseline else ""))
 
 # %% ../nbs/36_panel_validation.ipynb #cell-014
-_OPINIONS = (
-    ("Please rate how much you like rainy days.", "I can't stand them. Everything is grey and wet and I feel miserable."),
-    ("How important is a tidy home to you?", "Very important. I clean every day, I could not live in a mess."),
-    ("How much do you trust what your neighbors tell you?", "Some of it. Most of them mean well, but people talk."),
-    ("Please rate how much you like watching tennis.", "It's okay. I don't mind it when it's on, but I wouldn't look for it."),
-    ("How confident are you that your bus will be on time?", "Not at all. It is late every single morning."),
-    ("Do you agree or disagree that dogs make good company?", "I strongly agree, my dog is the best thing that happened to me."),
-    ("How much of an impact does the weather have on your mood?", "Not much, I'm in the house most of the day anyway."),
-    ("Please rate how much you like old country songs.", "I like them quite a bit, they remind me of my father."),
+_OPINIONS = (  # question, thinks of, feels, says: every stance, and the middle last, where it is copied most
+    ("Please rate how much you like rainy days.", "grey skies and wet shoes", "miserable", "I can't stand them, I would rather stay in bed."),
+    ("How important is a tidy home to you?", "a clean kitchen in the morning", "at peace", "Very important. I clean every day, I could not live in a mess."),
+    ("How much do you trust what your neighbors tell you?", "gossip over the fence", "doubtful", "Not much. Most of them talk too much."),
+    ("Do you agree or disagree that dogs make good company?", "my dog waiting at the door", "loved", "I strongly agree, she is the best thing that happened to me."),
+    ("How confident are you that your bus will be on time?", "standing in the cold again", "annoyed", "Not at all. It is late every single morning."),
+    ("Please rate how much you like old country songs.", "my father singing in the car", "warm", "I like them quite a bit, they bring back good times."),
+    ("How much of an impact does the weather have on your mood?", "sitting in the office all day", "unmoved", "Only a little, I hardly notice what it does."),
+    ("Please rate how much you like watching tennis.", "long matches on television", "so-so", "It's okay. I don't mind it, but I wouldn't look for it."),
 )
 _NUMBER = "{question}\n\nReply with one whole number from 1 to {k}, where {scale}. Reply with the number and nothing else."
 _EXPERT = ("You are an expert on survey scales. You read what a respondent said and choose the point of the scale that fits it best.",
            'The question was: "{question}"\n\nThe respondent said: "{answer}"\n\nWhich point from 1 to {k} fits best, where {scale}? Reply with the number and nothing else.')
 
 ITEM_PROMPTS = {
-    "chat": PromptTemplate("item-chat", 1, "chat", "You take part in a survey. You are {persona}. Answer as this person would speak: briefly, honestly, in your own words, in one to three sentences. Never answer with a number or a rating.", "{question}",
+    "chat": PromptTemplate("item-chat", 1, "chat",
+                           "You take part in a survey. You are {persona}. Answer as this person would speak: briefly, honestly, in your own words, in one to three sentences. Never answer with a number or a rating.", "{question}",
                            rating_opening="You take part in a survey. You are {persona}. Answer as this person would.", rating_ask=_NUMBER, expert_opening=_EXPERT[0], expert_ask=_EXPERT[1]),
-    "transcript": PromptTemplate("item-transcript", 1, "transcript", "\n\n".join(["People answer the questions of a survey frankly, in their own words.", *(f"Question: {question}\nSays: {says}" for question, says in _OPINIONS)]),
-                                 "Next person: {persona}.\nQuestion: {question}\nSays:", stop=("\n\n", "\nQuestion", "\nNext"),
-                                 rating_opening="People answer the questions of a survey by a number from 1 to {k}, where {scale}.", rating_ask="Next person: {persona}.\nQuestion: {question}\nNumber:"),
+    "transcript": PromptTemplate("item-transcript", 1, "transcript",
+                                 "\n\n".join(["People answer the questions of a survey frankly, in their own words.", *(f"Question: {question}\nThinks of: {thought}\nFeels: {feels}\nSays: {says}" for question, thought, feels, says in _OPINIONS)]),
+                                 "Next person: {persona}.\nQuestion: {question}\nThinks of:", answer_after="Says:", stop=("\n\n", "\nQuestion", "\nNext", "\nThinks"),
+                                 rating_opening="People answer the questions of a survey by a number from 1 to {k}, where {scale}.",
+                                 rating_ask="Next person: {persona}.\nQuestion: {question}\nNumber:"),
 }
 
 def item_survey(
@@ -141,7 +145,8 @@ def item_survey(
 ) -> Survey:
     "The survey that puts people's items to a panel in two arms."
     form = load_llm(llm_model, Settings.from_environment()).form
-    return Survey([Concept("survey", f"the questions of {people.name}")], two_arms(panel, baseline), item_constructs(people, anchors), llm_model, scale_points=people.scale_points, prompt=ITEM_PROMPTS[form], **parameters)
+    shown = [Concept("survey", f"the questions of {people.name}")]
+    return Survey(shown, two_arms(panel, baseline), item_constructs(people, anchors), llm_model, scale_points=people.scale_points, prompt=ITEM_PROMPTS[form], **parameters)
 
 # %% ../nbs/36_panel_validation.ipynb #cell-016
 def _span(level: str) -> tuple[float, float] | None:
@@ -231,7 +236,8 @@ class PanelValidation(Results):
         "The mean of each item: people's, and every source's."
         k = self.survey.scale_points
         rows = self.people.marginals.query("group_var == 'all'").set_index("item_id")[[f"c{r}" for r in range(1, k + 1)]].astype(float)
-        sides = {"people": rows.div(rows.sum(axis=1), axis=0), **{name: frame.query("group_var == 'all'").set_index("item_id")[[f"p{r}" for r in range(1, k + 1)]] for name, frame in self.sources.items()}}
+        sides = {"people": rows.div(rows.sum(axis=1), axis=0),
+                 **{name: frame.query("group_var == 'all'").set_index("item_id")[[f"p{r}" for r in range(1, k + 1)]] for name, frame in self.sources.items()}}
         found = pd.DataFrame({name: pd.Series(expected_point(side.to_numpy(float)), index=side.index) for name, side in sides.items()})
         return found.loc[[item for item in self.people.items["item_id"] if item in found.index]].rename_axis("item_id").reset_index()
 
@@ -248,7 +254,8 @@ class PanelValidation(Results):
     def __repr__(self): return "\n".join([repr(Table(self.headline())), *self.manifest["warnings"]])
     def _repr_html_(self): return Table(self.headline())._repr_html_() + "".join(f"<p>{warning}</p>" for warning in self.manifest["warnings"])
 
-MEASURES = {"ks_similarity": "KS similarity", "mean_absolute_error": "error of means", "r": "r", "attainment": "attainment ρ", "attainment_spearman_brown": "ρ (Spearman–Brown)", "disattenuated": "disattenuated"}
+MEASURES = {"ks_similarity": "KS similarity", "mean_absolute_error": "error of means", "r": "r", "attainment": "attainment ρ",
+            "attainment_spearman_brown": "ρ (Spearman–Brown)", "disattenuated": "disattenuated"}
 
 def told(table: pd.DataFrame) -> pd.DataFrame:
     "A tidy table of sources as people read it: one row a source, intervals in parentheses, a dash where nothing can be measured."

@@ -21,6 +21,7 @@ from . import __version__, fidelity_plots, store
 from .agreement import RULES, agreement, by_point, calibration, confusion, majority, one_person
 from .core import InputError, Settings, choose, content_hash, file_hash, non_negative, whole_number
 from .fidelity import POOLED, UNIFORM
+from .raters import load_rater
 from .rating import Rated, Rater, Ratings, pmfs
 from .results import Table
 from .scales import ReferenceSet, load_construct, parse_construct
@@ -42,12 +43,15 @@ def read_texts(
 ) -> pd.DataFrame:  # text_id (the row in the file), text, human, cluster, counts
     "The texts with their ratings; rows without a rating are left out."
     frame, name = read_table(file), Path(file).name
-    if pmf_columns and len(pmf_columns) != scale_points: raise InputError(f"pmf_columns names {len(pmf_columns)} columns and the scale has {scale_points} points: name one for each point, lowest first")
+    if pmf_columns and len(pmf_columns) != scale_points:
+        raise InputError(f"pmf_columns names {len(pmf_columns)} columns and the scale has {scale_points} points: name one for each point, lowest first")
     for column in (text_column, rating_column, *pmf_columns, *([cluster_column] if cluster_column else [])):
         if column not in frame: raise InputError(f"column {column!r} is not in {name!r}: choose from {', '.join(map(str, frame.columns))}")
     rating = pd.to_numeric(frame[rating_column], errors="coerce")
-    if (wrong := rating.isna() & frame[rating_column].notna()).any(): raise InputError(f"{rating_column} of row {wrong.idxmax()} in {name!r} is {frame[rating_column][wrong.idxmax()]!r}: give numbers, and leave the cell empty where there is no rating")
-    if (wrong := rating.notna() & ((rating % 1 != 0) | (rating < 1) | (rating > scale_points))).any(): raise InputError(f"{rating_column} of row {wrong.idxmax()} in {name!r} is {rating[wrong.idxmax()]:g}: give whole numbers from 1 to {scale_points}, or another scale_points")
+    if (wrong := rating.isna() & frame[rating_column].notna()).any():
+        raise InputError(f"{rating_column} of row {wrong.idxmax()} in {name!r} is {frame[rating_column][wrong.idxmax()]!r}: give numbers, and leave the cell empty where there is no rating")
+    if (wrong := rating.notna() & ((rating % 1 != 0) | (rating < 1) | (rating > scale_points))).any():
+        raise InputError(f"{rating_column} of row {wrong.idxmax()} in {name!r} is {rating[wrong.idxmax()]:g}: give whole numbers from 1 to {scale_points}, or another scale_points")
     counts = frame[list(pmf_columns)].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy(dtype=float)
     if (counts < 0).any() or (counts % 1).any(): raise InputError(f"pmf_columns of {name!r} hold a value that counts no people: give whole numbers of at least 0")
     texts = pd.DataFrame({"text_id": np.arange(len(frame)), "text": frame[text_column].astype(object).where(frame[text_column].notna(), "").astype(str), "human": rating,
@@ -72,7 +76,8 @@ def trained(
     words = [re.findall(r"[^\W_]+(?:'\w+)?", text.lower()) for text in texts]
     grams = [{*one, *map(" ".join, zip(one, one[1:]))} for one in words]
     vocabulary = {gram: place for place, gram in enumerate(sorted(set().union(*grams)))}
-    rows = csr_matrix((np.ones(sum(map(len, grams))), ([row for row, one in enumerate(grams) for _ in one], [vocabulary[gram] for one in grams for gram in sorted(one)])), shape=(len(texts), max(1, len(vocabulary))))
+    places = [row for row, one in enumerate(grams) for _ in one], [vocabulary[gram] for one in grams for gram in sorted(one)]
+    rows = csr_matrix((np.ones(len(places[0])), places), shape=(len(texts), max(1, len(vocabulary))))
     names, place = np.unique(cluster, return_inverse=True)
     fold, predicted = np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[place], np.full(len(texts), np.nan)
     for one in np.unique(fold):
@@ -113,10 +118,11 @@ class RatingValidation:
         return f"{self.settings['rater']}, {next(iter(self.rated))}"
 
     def _counts(self) -> np.ndarray | None: return None if self.texts["counts"].isna().all() else np.stack(self.texts["counts"])
+    def _cluster(self) -> np.ndarray | None: return None if self.texts["cluster"].isna().all() else self.texts["cluster"].to_numpy()
 
     def _agreement(self, pmf: np.ndarray, human=None, counts=None, resamples: int | None = None) -> pd.DataFrame:
-        cluster = None if self.texts["cluster"].isna().all() else self.texts["cluster"].to_numpy()
-        return agreement(self.texts["human"] if human is None else human, pmf, self._counts() if counts is None else counts, cluster, self.settings["point_rule"], resamples or self.settings["resamples"], self.settings["seed"])
+        settings, human, counts = self.settings, self.texts["human"] if human is None else human, self._counts() if counts is None else counts
+        return agreement(human, pmf, counts, self._cluster(), settings["point_rule"], resamples or settings["resamples"], settings["seed"])
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
@@ -124,7 +130,9 @@ class RatingValidation:
         human, counts = self.texts["human"].to_numpy(), self._counts()
         pool = np.bincount(human, minlength=self.k + 1)[1:] if counts is None else counts.sum(axis=0)
         sources = {MAJORITY: majority(human, self.k), POOLED: np.tile(pool / pool.sum(), (len(human), 1)), UNIFORM: np.full((len(human), self.k), 1 / self.k)}
-        if self.settings["trained_baseline"]: sources[TRAINED] = trained(self.texts["text"], human, self.k, self.texts["cluster"].where(self.texts["cluster"].notna(), self.texts["text_id"].astype(str)).to_numpy(str), seed=self.settings["seed"])
+        if self.settings["trained_baseline"]:
+            apart = self.texts["cluster"].where(self.texts["cluster"].notna(), self.texts["text_id"].astype(str)).to_numpy(str)
+            sources[TRAINED] = trained(self.texts["text"], human, self.k, apart, seed=self.settings["seed"])
         parts = [self._agreement(pmf).assign(source=name) for name, pmf in {self.name: self.headline_pmf, **sources}.items()]
         if counts is not None and (counts.sum(axis=1) >= 2).any():
             one, others, rest = one_person(counts, self.settings["seed"])
@@ -138,10 +146,10 @@ class RatingValidation:
         for model, rated in self.rated.items():
             if not isinstance(rated, Ratings): rows.append((model, "", np.nan, np.nan, rated.pmf)); continue
             ids = [one.id for one in rated.reference_sets]
-            unscored = rated.status != "ok"
+            scored = (rated.status == "ok")[:, None]
             for label, chosen in {"all": slice(None), **({one: [place] for place, one in enumerate(ids)} if len(ids) > 1 else {})}.items():
                 for temperature in self.settings["ssr_temperatures"]:
-                    for epsilon in self.settings["ssr_epsilons"]: rows.append((model, label, temperature, epsilon, np.where(unscored[:, None], np.nan, pmfs(rated.similarities[:, chosen], temperature, epsilon))))
+                    for epsilon in self.settings["ssr_epsilons"]: rows.append((model, label, temperature, epsilon, np.where(scored, pmfs(rated.similarities[:, chosen], temperature, epsilon), np.nan)))
         found = []
         for *setting, pmf in rows:
             table = self._agreement(pmf, resamples=min(200, self.settings["resamples"])).set_index("measure")
@@ -153,13 +161,15 @@ class RatingValidation:
         "Hits under each rule that makes a distribution a point."
         matrices = {rule: confusion(self.texts["human"], self.headline_pmf, rule) for rule in RULES}
         near = sum(np.eye(self.k, k=by) for by in (-1, 0, 1))
-        return pd.DataFrame([(rule, np.trace(m) / m.sum(), (m * near).sum() / m.sum(), np.mean([m[r, r] / m[r].sum() for r in range(self.k) if m[r].sum()])) for rule, m in matrices.items()], columns=["point_rule", "exact", "within_one", "balanced_accuracy"])
+        balanced = {rule: np.mean([m[r, r] / m[r].sum() for r in range(self.k) if m[r].sum()]) for rule, m in matrices.items()}
+        found = [(rule, np.trace(m) / m.sum(), (m * near).sum() / m.sum(), balanced[rule]) for rule, m in matrices.items()]
+        return pd.DataFrame(found, columns=["point_rule", "exact", "within_one", "balanced_accuracy"])
 
     @cached_property
     def by_point(self) -> pd.DataFrame: return by_point(self.texts["human"], self.headline_pmf, self.settings["point_rule"])
 
     @cached_property
-    def calibration(self) -> pd.DataFrame: return calibration(self.texts["human"], self.headline_pmf, cluster=None if self.texts["cluster"].isna().all() else self.texts["cluster"].to_numpy(), resamples=self.settings["resamples"], seed=self.settings["seed"])
+    def calibration(self) -> pd.DataFrame: return calibration(self.texts["human"], self.headline_pmf, 10, self._cluster(), self.settings["resamples"], self.settings["seed"])
 
     @cached_property
     def confusion(self) -> pd.DataFrame:
@@ -174,12 +184,15 @@ class RatingValidation:
         "The tables that follow from what is stored, by their names."
         first = next(iter(self.rated.values()))
         predictions = pd.DataFrame({"text_id": self.texts["text_id"], "status": first.status, "mean": self.headline_pmf @ np.arange(1, self.k + 1), "pmf": list(self.headline_pmf)})
-        return {"agreement": self.agreement, "comparison": self.comparison, "by_rule": self.by_rule, "by_point": self.by_point, "calibration": self.calibration, "confusion": self.confusion, "predictions": predictions}
+        return {**{name: getattr(self, name) for name in ("agreement", "comparison", "by_rule", "by_point", "calibration", "confusion")}, "predictions": predictions}
 
     def stored(self) -> dict[str, pd.DataFrame]:
         "The tables that nothing else gives back: the texts, and what each model made of them."
-        rated = [pd.DataFrame({"embedding_model": model, "text_id": self.texts["text_id"], "status": one.status, "similarities": [row.tolist() for row in one.similarities] if isinstance(one, Ratings) else None, "pmf": None if isinstance(one, Ratings) else list(one.pmf)}) for model, one in self.rated.items()]
-        return {"texts": self.texts, "rated_texts": pd.concat(rated, ignore_index=True)}
+        parts = []
+        for model, one in self.rated.items():
+            kept = {"similarities": [row.tolist() for row in one.similarities], "pmf": None} if isinstance(one, Ratings) else {"similarities": None, "pmf": list(one.pmf)}
+            parts.append(pd.DataFrame({"embedding_model": model, "text_id": self.texts["text_id"], "status": one.status, **kept}))
+        return {"texts": self.texts, "rated_texts": pd.concat(parts, ignore_index=True)}
 
     def headline(self) -> pd.DataFrame:
         "The table to read first, as people read it."
@@ -201,10 +214,12 @@ class RatingValidation:
         lost = int((next(iter(self.rated.values())).status != "ok").sum())
         warnings = [f"{lost} of {len(self.texts)} texts could not be scored and are in no figure."] if lost else []
         if len(self.comparison) > 1: warnings.append(f"{len(self.comparison)} settings are compared on the same texts: the best of them looks better than it is, and has to be tried on other texts.")
-        return {"status": "complete", "kind": "rating_validation", "fingerprint": content_hash({"settings": self.settings, "source": self.source, "anchors": [one.hash for one in sets], "embedders": self.identities, "code": __version__}), "version": __version__,
-                "validation": self.settings, "source": self.source, "embedding_model": ", ".join(self.rated), "embedders": self.identities, "method": self.settings["rater"], "seed": self.settings["seed"],
-                "ssr_temperature": self.settings["ssr_temperatures"][0], "ssr_epsilon": self.settings["ssr_epsilons"][0], "texts": len(self.texts),
-                "reference_sets": [{"construct": one.construct, "id": one.id, "version": one.version, "hash": one.hash} for one in sets], "headline": self.headline().to_dict("records"), "warnings": warnings}
+        identified = {"settings": self.settings, "source": self.source, "anchors": [one.hash for one in sets], "embedders": self.identities, "code": __version__}
+        return {"status": "complete", "kind": "rating_validation", "fingerprint": content_hash(identified), "version": __version__, "validation": self.settings, "source": self.source,
+                "embedding_model": ", ".join(self.rated), "embedders": self.identities, "method": self.settings["rater"], "seed": self.settings["seed"],
+                **({"ssr_temperature": self.settings["ssr_temperatures"][0], "ssr_epsilon": self.settings["ssr_epsilons"][0]} if sets else {}), "texts": len(self.texts),
+                "reference_sets": [{"construct": one.construct, "id": one.id, "version": one.version, "hash": one.hash} for one in sets],
+                "headline": self.headline().to_dict("records"), "warnings": warnings}
 
     def save(self, runs: str | Path | None = None) -> "store.Run | None":
         "Leave the validation as a run: in a job for the job to finish, by hand as a run of its own."
@@ -213,9 +228,11 @@ class RatingValidation:
     def _write(self, folder: Path) -> None:
         for name, table in (self.stored() | self.computed()).items(): store.write_table(table, folder / f"{name}.parquet")
         sets = getattr(next(iter(self.rated.values())), "reference_sets", ())
-        anchors = {"construct": Path(self.settings["construct"]).stem, "question": "not asked", "reference_sets": [{"id": one.id, "version": one.version, "locale": one.locale, "provenance": one.provenance, "anchors": list(one.anchors)} for one in sets]}
+        if not sets: return
+        told = [{"id": one.id, "version": one.version, "locale": one.locale, "provenance": one.provenance, "anchors": list(one.anchors)} for one in sets]
         (folder / "inputs").mkdir(exist_ok=True)
-        if sets: (folder / "inputs/anchors.yaml").write_text(yaml.safe_dump([anchors | {"construct": sets[0].construct}], sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+        anchors = [{"construct": sets[0].construct, "question": "not asked", "reference_sets": told}]
+        (folder / "inputs/anchors.yaml").write_text(yaml.safe_dump(anchors, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
 
     def __repr__(self): return "\n".join([repr(Table(self.headline())), *self.manifest()["warnings"]])
     def _repr_html_(self): return Table(self.headline())._repr_html_() + "".join(f"<p>{warning}</p>" for warning in self.manifest()["warnings"])
@@ -225,7 +242,8 @@ def read_rating_validation(run: store.Run) -> RatingValidation:
     texts, rated, settings = run.table("texts"), run.table("rated_texts"), run.manifest["validation"]
     anchors = run.folder / "inputs/anchors.yaml"
     sets = parse_construct(yaml.safe_load(anchors.read_text(encoding="utf-8"))[0], "inputs/anchors.yaml").reference_sets if anchors.exists() else ()
-    return RatingValidation(texts, {model: _stored_rated(rows, sets, model) for model, rows in rated.groupby("embedding_model", sort=False)}, settings, run.manifest["source"], run.manifest["embedders"])
+    parts = {model: _stored_rated(rows, sets, model) for model, rows in rated.groupby("embedding_model", sort=False)}
+    return RatingValidation(texts, parts, settings, run.manifest["source"], run.manifest["embedders"])
 
 @dataclass(frozen=True)
 class StoredRated(Rated):
@@ -239,13 +257,11 @@ def _stored_rated(rows: pd.DataFrame, sets: Sequence[ReferenceSet], model: str) 
     return StoredRated(np.stack(rows["pmf"]).astype(float), status)
 
 # %% ../nbs/33_rating_validation.ipynb #cell-011
-def _rate(rater: str, construct: str, embedding_model: str, scale_points: int, locale: str, reference_sets: list[str] | None, texts: Sequence[str]) -> tuple[Rated, str]:  # and the identity of the model's weights
-    "The one place where texts meet a rater."
+def _rate(rater: str, construct: str, embedding_model: str, scale_points: int, locale: str, reference_sets: list[str] | None, texts: Sequence[str]) -> tuple[Rated, str]:
+    "The one place where texts meet a rater; its ratings, and the identity of the embedding model's weights."
     if rater == "ssr": found = Rater(construct, embedding_model, scale_points, locale, reference_sets)
     else:
         if reference_sets: raise InputError(f"reference_sets are given and rater {rater!r} chooses its own: leave them out, or take rater ssr")
-        try: from ssr_nb.raters import load_rater
-        except ImportError: raise InputError(f"rater {rater!r} is unknown: choose ssr") from None
         found = load_rater(rater, construct, embedding_model, scale_points, locale)
     return found.rate(texts), getattr(getattr(found, "embedder", None), "identity", "")
 
@@ -279,9 +295,11 @@ def validate_rating(
     choose("point_rule", point_rule, RULES)
     if not embedding_models: raise InputError("embedding_models is empty: name at least one, such as minilm")
     load_construct(construct)
-    settings = {"construct": str(construct), "scale_points": whole_number("scale_points", scale_points, 2), "rater": rater, "ssr_temperatures": _numbers("ssr_temperatures", ssr_temperatures), "ssr_epsilons": _numbers("ssr_epsilons", ssr_epsilons),
+    settings = {"construct": Path(construct).name, "scale_points": whole_number("scale_points", scale_points, 2), "rater": rater, "locale": locale,
+                "ssr_temperatures": _numbers("ssr_temperatures", ssr_temperatures), "ssr_epsilons": _numbers("ssr_epsilons", ssr_epsilons),
                 "point_rule": point_rule, "trained_baseline": trained_baseline, "resamples": whole_number("resamples", resamples), "seed": whole_number("seed", seed, 0)}
     texts = read_texts(file, text_column, rating_column, scale_points, pmf_columns, cluster_column, most_texts, seed)
     found = {model: _rate(rater, construct, model, scale_points, locale, list(reference_sets) if reference_sets else None, texts["text"].tolist()) for model in embedding_models}
-    source = {"file": Path(file).name, "hash": file_hash(file), "text_column": text_column, "rating_column": rating_column, "pmf_columns": list(pmf_columns), "cluster_column": cluster_column, "most_texts": most_texts}
+    source = {"file": Path(file).name, "hash": file_hash(file), "text_column": text_column, "rating_column": rating_column, "pmf_columns": list(pmf_columns),
+              "cluster_column": cluster_column, "most_texts": most_texts}
     return RatingValidation(texts, {model: rated for model, (rated, _) in found.items()}, settings, source, {model: identity for model, (_, identity) in found.items()})

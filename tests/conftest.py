@@ -37,3 +37,9 @@ def command(*arguments: str, **options):
     import subprocess
     environment = {**os.environ, **options.pop("env", {})}
     return subprocess.run([str(Path(sys.executable).with_name("ssr")), *map(str, arguments)], capture_output=True, text=True, env=environment, **options)
+
+
+def interruptible():
+    "Run in a child before it starts: an interruption reaches it, also where the tests themselves run in the background."
+    import signal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -53,7 +53,7 @@ def test_bad_files(tmp_path, content, said):
 
 def test_unknown_run_model_and_notebook(tmp_path):
     for arguments, said in ((("runs", "show", "nothing"), "'ssr runs list'"), (("runs", "verify", "nothing"), "neither an id"), (("models", "pull", "gpt"), "embedded model 'gpt' is unknown"),
-                            (("run", "nowhere.ipynb"), "does not exist"), (("run", "concept_tests"), "choose one of concept_test"), (("runs", "list"), "does not exist")):
+                            (("run", "nowhere.ipynb"), "does not exist"), (("run", "concept_tests"), "choose one of concept_comparison, concept_test"), (("runs", "list"), "does not exist")):
         done = command(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr, done.stderr
 

@@ -14,7 +14,7 @@ import duckdb
 import nbformat
 import pytest
 
-from conftest import command
+from conftest import command, interruptible
 from model_server import model_server
 from ssr_nb.core import InputError
 from ssr_nb.jobs import check_parameters, find_notebook, read_parameters
@@ -31,7 +31,7 @@ def test_a_run_leaves_everything(server, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     folder = Path(found["folder"])
-    assert {path.name for path in folder.iterdir()} == {"run.json", "notebook.ipynb", "report.html", "answers.parquet", "ratings.parquet", "embeddings.parquet", "calls.parquet", "summary.parquet", "inputs"}
+    assert {path.name for path in folder.iterdir()} == {"run.json", "notebook.ipynb", "report.html", "answers.parquet", "ratings.parquet", "embeddings.parquet", "calls.parquet", "summary.parquet", "findings.parquet", "inputs"}
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["status"] == "complete" and manifest["parameters"]["cohort_size"] == 5 and manifest["parameters"]["seed"] == 0 and len(manifest["reference_sets"]) == 6
     report = (folder / "report.html").read_text()
@@ -125,7 +125,7 @@ def killed_at_random(tmp_path, kills, moments, cohort_size=20):
 def test_ctrl_c_keeps_the_answers(tmp_path):
     with model_server(delay=.5) as server:
         arguments = [str(Path(sys.executable).with_name("ssr")), "run", "concept_test", "-p", "llm_model", "stand-in", "-p", "cohort_size", "60", "-p", "samples", "1"]
-        process = subprocess.Popen(arguments, env={**os.environ, **environment(server, tmp_path)}, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(arguments, env={**os.environ, **environment(server, tmp_path)}, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible)
         while len(server.asked) < 40: time.sleep(.1)
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=60)[1]

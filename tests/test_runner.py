@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, interruptible
 from model_server import PASSING_FAULTS, model_server
 from ssr_nb.core import InputError, Settings, SSRError
 from ssr_nb.limits import Limits
@@ -288,7 +288,7 @@ def test_one_interruption_waits_for_what_is_on_its_way(tmp_path):
     code = ("import sys\nfrom pathlib import Path\nsys.path[:0] = sys.argv[3:]\nfrom test_runner import survey\nfrom ssr_nb.core import Settings\n"
             "survey(200).run(progress=False, settings=Settings(Path(sys.argv[1]) / 'runs', Path(sys.argv[1]) / 'cache', openai_base_url=sys.argv[2]))")
     with model_server(delay=.3) as server:
-        asking = subprocess.Popen([sys.executable, "-c", code, tmp_path, server.url, str(ROOT / "tests")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        asking = subprocess.Popen([sys.executable, "-c", code, tmp_path, server.url, str(ROOT / "tests")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
         while server.requests < 25: time.sleep(.02)
         asking.send_signal(signal.SIGINT)
         out, error = asking.communicate(timeout=30)
