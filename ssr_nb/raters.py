@@ -330,6 +330,7 @@ class CalibratedRater:
     ) -> "CalibratedRater":
         "Learn what the scores of `base` mean from rated texts."
         from scipy.optimize import isotonic_regression
+        from scipy.stats import spearmanr
         points = describe(base)["scale_points"]
         given = np.asarray(ratings, dtype=float)
         if given.shape != (len(texts),): raise InputError(f"ratings has the shape {given.shape} for {len(texts)} texts: give one rating a text")
@@ -337,12 +338,12 @@ class CalibratedRater:
         rated = base.rate(texts)
         ok = rated.status == "ok"
         if ok.sum() < FEWEST_LABELS: raise InputError(f"texts has {int(ok.sum())} labelled text(s) that can be scored: give at least {FEWEST_LABELS}")
+        if np.ptp(given[ok]) == 0 or not spearmanr(_scores_of(rated)[ok], given[ok]).statistic > 0:
+            raise InputError("ratings do not rise with the scores of the base rater: check that texts and ratings belong together")
         scores, place, count = np.unique(_scores_of(rated)[ok], return_inverse=True, return_counts=True)
         higher = given[ok][:, None] > np.arange(1, points)
         shares = np.stack([np.bincount(place, column) / count for column in higher.T], axis=1)
         risen = np.stack([isotonic_regression(column, weights=count).x for column in shares.T], axis=1)
-        if not np.ptp(risen): raise InputError("ratings do not rise with the scores of the base rater: check that texts and ratings belong together")
-        if np.allclose(np.ptp(risen, axis=0), 0): raise InputError("ratings do not rise with the scores of the base rater: check that texts and ratings belong together")
         above = (ok.sum() * risen + points * higher.mean(axis=0)) / (ok.sum() + points)
         steps = np.abs(np.diff(above, axis=0)).max(axis=1) > 0
         kept = np.r_[True, steps] | np.r_[steps, True]  # both ends of every level

