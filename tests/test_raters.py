@@ -1,5 +1,6 @@
 """The raters beside the published one: parts, axis, pmf, statuses, what a corpus teaches, calibration, and people's texts where they are there."""
 
+import os
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from ssr_nb.rating import Rated, Rater
 from ssr_nb.scales import constructs
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared/data"
+SHARED = Path(os.environ.get("SSR_HUMAN_DATA", "nowhere"))  # a folder of public texts that people rated
 WORDS = ["dreadful", "rather poor", "acceptable", "rather nice", "marvellous"]
 THINGS = ["soup", "chair", "film", "hotel", "phone", "jacket", "garden", "game", "bread", "train", "lamp", "song", "cake", "boat"]
 TEXTS = [f"The {thing} was {word}." for thing in THINGS for word in WORDS]
