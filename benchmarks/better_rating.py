@@ -83,7 +83,8 @@ class Bench:
         yield "5 … and phrases: contrast", both, told(both, self.axis_framed)
         company = learn_company(framed, places_framed)
         learned = framed.pool(framed.vectors @ company.direction - company.neutral)
-        yield "6 … and company: contrast_corpus", both + COMPANY * learned, told(both + COMPANY * learned, self.axis_framed)
+        joined = company.scale * (both + COMPANY * learned)
+        yield "6 … and company: contrast_corpus", joined, told(joined, self.axis_framed)
         yield "  company in equal parts", both / both.std() + learned / learned.std(), None
         x, grade = (self.plain - self.plain.mean(axis=1, keepdims=True)).reshape(-1, whole.shape[1]), np.tile(np.linspace(-1, 1, 5), len(self.plain))
         def again(idea, places): return idea, parts.pool(places), None

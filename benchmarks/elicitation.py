@@ -1,6 +1,7 @@
 """How much the runner adds to the SDK: 2,000 journalled answers at 200 ms latency against a bare loop over the same SDK, on the same server, in one run.
 
 `python benchmarks/elicitation.py [--answers N] [--latency SECONDS] [--edsl PYTHON]`; PYTHON is an interpreter of an environment with edsl 1.0.9, whose figure then stands beside.
+Measured once on two cores: bare loop 5.8 s and 2.1 ms CPU an answer, ssr_nb 6.2 s (x1.06) and 2.4 ms (x1.12), edsl 43 s (x7.4) and 19.6 ms (x9.2).
 """
 
 import argparse

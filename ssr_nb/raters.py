@@ -156,6 +156,7 @@ class Company(NamedTuple):
     direction: np.ndarray  # (d,)
     neutral: float
     texts: int  # that it was learned from
+    scale: float  # brings the spread of the scores back to what the statements alone gave, and so keeps their units
 
 class _Parts(NamedTuple):
     "The parts of n texts: embeddings (s, d), of length 1, and the text that each belongs to (s,)."
@@ -181,7 +182,10 @@ def learn_company(
     mean = parts.vectors.mean(axis=0)
     centred = parts.vectors[used] - mean
     direction = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(len(mean)), centred.T @ (others - others.mean()))
-    return Company(direction, float(mean @ direction), texts)
+    neutral = float(mean @ direction)
+    before = parts.pool(scores)
+    after = before + COMPANY * parts.pool(parts.vectors @ direction - neutral)
+    return Company(direction, neutral, texts, float(np.std(before) / np.std(after)))
 
 # %% ../nbs/08_raters.ipynb #cell-018
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ class ContrastRater:
         score = np.mean([parts.pool(one) for parts, one in zip(read, placed)], axis=0)
         silent = np.logical_and.reduce([parts.pool(np.abs(one)) <= FLAT for parts, one in zip(read, placed)])
         company = learn_company(read[0], placed[0]) if self.corpus else self.company
-        if company: score = score + COMPANY * read[0].pool(read[0].vectors @ company.direction - company.neutral)
+        if company: score = company.scale * (score + COMPANY * read[0].pool(read[0].vectors @ company.direction - company.neutral))
         return score, silent
 
 def load_rater(
@@ -309,7 +313,7 @@ def describe(
         return {"rater": "ssr", "construct": sets[0].construct, "scale_points": sets[0].scale_points, "locale": sets[0].locale, **common,
                 "reference_sets": [one.hash for one in sets], "ssr_temperature": rater.ssr_temperature, "ssr_epsilon": rater.ssr_epsilon}
     if rater.corpus: raise InputError("base rater 'contrast_corpus' learns anew with every batch of texts: calibrate what adapted(texts) gives")
-    company = rater.company and {"direction": rater.company.direction.tolist(), "neutral": rater.company.neutral, "texts": rater.company.texts}
+    company = rater.company and {"direction": rater.company.direction.tolist(), "neutral": rater.company.neutral, "texts": rater.company.texts, "scale": rater.company.scale}
     return {"rater": "contrast", "construct": rater.construct, "scale_points": rater.scale_points, "locale": rater.locale, **common, "contrast": rater.contrast.hash, "company": company}
 
 @dataclass(frozen=True)
@@ -383,7 +387,7 @@ class CalibratedRater:
         wanted = content["base"]
         if base is None:
             base = load_rater(*(wanted[name] for name in ("rater", "construct", "embedding_model", "scale_points", "locale")), **{name: wanted[name] for name in ("ssr_temperature", "ssr_epsilon") if name in wanted})
-            if company := wanted.get("company"): base.company = Company(np.array(company["direction"]), company["neutral"], company["texts"])
+            if company := wanted.get("company"): base.company = Company(np.array(company["direction"]), company["neutral"], company["texts"], company["scale"])
         found = describe(base)
         for name in wanted:
             if found.get(name) != wanted[name]: raise InputError(f"calibration {Path(path).name!r} was made with another {name}: give the base rater that it was made with, or fit again")

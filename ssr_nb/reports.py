@@ -135,7 +135,7 @@ def provenance(manifest: dict) -> list[tuple[str, str]]:
             ("Wordings", manifest.get("wordings") if (manifest.get("wordings") or 1) > 1 else None), ("Seed", manifest.get("seed")), ("Asked", {"batch": "as a batch", "live": "live"}.get(manifest.get("mode"))), ("Versions that answered", ", ".join(manifest.get("served_models", []))),
             ("Cost", dollars(manifest["cost_usd"]) + (f" (limit {dollars(manifest['max_cost_usd'])})" if manifest.get("max_cost_usd") is not None else "") if "cost_usd" in manifest else None),
             ("Prices", (manifest.get("price") or {}).get("source")), ("Software", f"ssr_nb {manifest.get('version')}" + (f", commit {manifest['git_commit'][:10]}" if manifest.get("git_commit") else ""))]
-    return [(name, str(value)) for name, value in rows if value not in (None, "", "None")]
+    return [(name, str(value)) for name, value in rows if value not in (None, "", "None", "None, None")]
 
 def _page(notebook, report: dict) -> str:
     "A notebook in our template; `report` is what the template knows beside the cells."
