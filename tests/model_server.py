@@ -119,6 +119,7 @@ class ModelServer:
         self.asked: list[str] = []  # messages and seed of every chat that was answered
         self.sent: list[Sent] = []
         self.requests = 0  # lines of batches included
+        self.at_once = self.most_at_once = 0  # requests that wait for their delay
         self.seen: dict[tuple, str] = {}  # the starts of long prompts
         self.files: dict[str, tuple[dict, bytes]] = {}
         self.batches: dict[str, Batch] = {}
@@ -181,12 +182,18 @@ class ModelServer:
             call.record(False)
             await asyncio.Event().wait()
         if call.fault == "slow": await asyncio.sleep(self.delay * 5 or .25)
-        elif self.delay and endpoint in SLOW: await asyncio.sleep(self.delay)
+        elif self.delay and endpoint in SLOW: await self.dawdle()
         call.record(status == 200 and call.fault not in ("cut", "cut-before", "invalid-json"))
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if call.fault in ("cut", "cut-before"): return cut(request, data if call.fault == "cut" else b"")
         if call.fault == "invalid-json": return web.Response(body=data[:-9] if number % 2 else b"<html><body>Bad gateway</body></html>", content_type="application/json" if number % 2 else "text/html")
         return web.Response(body=data, status=status, content_type="application/octet-stream" if data is payload else "application/json", headers={"x-request-id": f"req_{number}", **headers})
+
+    async def dawdle(self) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try: await asyncio.sleep(self.delay)
+        finally: self.at_once -= 1
 
     def begin(self, name: str, lines: list[dict], finish: Callable, order: dict, errors: list[dict] | None = None) -> Batch:
         "A batch, which ends by itself."
