@@ -42,17 +42,23 @@ def _print(content, as_json: bool) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=1, default=str) if as_json else content)
 
 # %% ../nbs/60_cli.ipynb #cell-005
+def _headline(run) -> object:
+    "The table to read first: a validation's own, else the concepts'."
+    import pandas as pd
+    from ssr_nb.results import Table, headline_of
+    if "headline" in run.manifest: return Table(pd.DataFrame(run.manifest["headline"]))
+    return headline_of(run.table("summaries")) if (run.folder / "summary.parquet").exists() else ""
+
 def _report(run, as_json: bool) -> None:
     "Print what a run found and where it is; exit with 1 if it is not whole."
     from ssr_nb.jobs import shortfall
     problem = shortfall(run)
     if as_json:
-        keys = ("run_id", "status", "answers", "journalled", "seconds", "cost_usd", "fingerprint", "error", "warnings")
+        keys = ("run_id", "status", "answers", "journalled", "seconds", "cost_usd", "fingerprint", "headline", "error", "warnings")
         _print({**{key: run.manifest.get(key) for key in keys}, "folder": str(run.folder), "report": str(run.folder / "report.html"), "problem": problem}, True)
     else:
         if run.manifest["status"] != "failed":
-            from ssr_nb.results import headline_of
-            if (run.folder / "summary.parquet").exists(): print(headline_of(run.table("summaries")))
+            print(_headline(run))
             for warning in run.manifest.get("warnings", []): print(warning)
             print(f"report  {run.folder / 'report.html'}")
         print(f"run     {run.folder}")
@@ -111,11 +117,10 @@ def runs_list(runs: RunsFolder = None, as_json: AsJson = False):
 @runs_app.command("show")
 def runs_show(run: RunName, runs: RunsFolder = None, as_json: AsJson = False):
     "One run: what it found, with what, at which cost."
-    from ssr_nb.results import headline_of
     from ssr_nb.store import open_run
     found = open_run(run, _settings(runs).runs)
     if as_json: return _print(found.manifest, True)
-    if (found.folder / "summary.parquet").exists(): print(headline_of(found.table("summaries")), end="\n\n")
+    if told := _headline(found): print(told, end="\n\n")
     from ssr_nb.reports import provenance
     for name, value in [("Status", found.manifest["status"]), ("Error", found.manifest.get("error")), ("Folder", found.folder), *provenance(found.manifest)]:
         if value: print(f"{name:32} {value}")
@@ -155,6 +160,8 @@ def runs_rebuild(runs: RunsFolder = None, as_json: AsJson = False):
 def rate(file: Annotated[Path, typer.Argument(help="A CSV or Parquet file with one text a row.")],
          text_column: Annotated[str, typer.Option(help="The column of texts.")],
          construct: Annotated[str, typer.Option(help="A shipped construct, or a YAML file.")],
+         rater: Annotated[str, typer.Option(help="ssr as published; contrast and contrast_corpus read people's longer texts better.")] = "ssr",
+         calibration: Annotated[Optional[Path], typer.Option(help="A file by CalibratedRater.save: what this rater's scores meant among people; refused if it was made with other options.", show_default=False)] = None,
          embedding_model: Annotated[str, typer.Option(help="minilm, the path of an ONNX model, or a hosted one such as text-embedding-3-small.")] = "minilm",
          scale_points: Annotated[int, typer.Option(help="Points of the scale.")] = 5,
          ssr_temperature: Annotated[float, typer.Option(help="Below 1 sharpens, above 1 flattens.")] = 1.0,
@@ -163,12 +170,14 @@ def rate(file: Annotated[Path, typer.Argument(help="A CSV or Parquet file with o
          out: Annotated[Optional[Path], typer.Option(help="A CSV or Parquet file; CSV to the terminal by default.")] = None, as_json: AsJson = False):
     "Rate anyone's texts: the rows with status, mean, p1 … pk and peakedness added."
     import pandas as pd
-    from ssr_nb.rating import Rater
+    from ssr_nb.raters import CalibratedRater, load_rater
     from ssr_nb.tables import read_table, write_rows
     rows = read_table(file)
     if text_column not in rows: raise InputError(f"text column {text_column!r} is not in {file.name!r}: choose from {', '.join(map(str, rows.columns))}")
     texts = rows[text_column].astype(object).where(rows[text_column].notna(), "").astype(str).tolist()
-    ratings = Rater(construct, embedding_model, scale_points, locale, ssr_temperature=ssr_temperature, ssr_epsilon=ssr_epsilon).rate(texts).frame()
+    chosen = load_rater(rater, construct, embedding_model, scale_points, locale, ssr_temperature, ssr_epsilon)
+    if calibration: chosen = CalibratedRater.load(calibration, chosen)
+    ratings = chosen.rate(texts).frame()
     if clash := set(ratings) & set(rows): raise InputError(f"{file.name!r} has a column {sorted(clash)[0]!r} already: rename it, since ratings would overwrite it")
     rated = pd.concat([rows.reset_index(drop=True), ratings], axis=1)
     counts = ratings["status"].value_counts().to_dict()

@@ -32,7 +32,27 @@ def test_rate_adds_columns_and_keeps_rows(tmp_path):
     assert seven.stdout.splitlines()[0].endswith("p6,p7,peakedness")
 
 
+def test_rate_by_another_rater_and_by_a_calibration(tmp_path):
+    said = [f"The {thing} was {word}." for thing in ("soup", "room", "film", "tent", "coat", "garden", "concert", "ride", "phone", "haircut") for word in ("dreadful", "poor", "acceptable", "nice", "wonderful")]
+    pd.DataFrame({"said": said}).to_csv(tmp_path / "said.csv", index=False)
+    given = ("rate", tmp_path / "said.csv", "--text-column", "said", "--construct", "satisfaction")
+    means = {}
+    for rater in ("ssr", "contrast"):
+        assert command(*given, "--rater", rater, "--out", tmp_path / f"{rater}.csv").returncode == 0
+        means[rater] = pd.read_csv(tmp_path / f"{rater}.csv")["mean"]
+    low, middle, high = means["contrast"].groupby([0, 0, 1, 2, 2] * 10).mean()
+    assert low + 1.5 < high and low < middle < high and means["ssr"].max() - means["ssr"].min() < 1.5
+    from ssr_nb.raters import CalibratedRater, load_rater
+    CalibratedRater.fit(said, [1, 1, 2, 3, 4] * 10, load_rater("contrast")).save(tmp_path / "harsh.json")
+    done = command(*given, "--rater", "contrast", "--calibration", tmp_path / "harsh.json", "--json")
+    assert json.loads(done.stdout)["mean"] == pytest.approx(2.2, abs=.2)
+    done = command(*given, "--calibration", tmp_path / "harsh.json")
+    assert done.returncode == 2 and "was made with another rater" in done.stderr
+
+
 @pytest.mark.parametrize("arguments, said", [
+    (("--text-column", "said", "--construct", "satisfaction", "--rater", "magic"), "rater 'magic' is unknown"), (("--text-column", "said", "--construct", "trust", "--rater", "contrast"), "use rater 'ssr'"),
+    (("--text-column", "said", "--construct", "satisfaction", "--rater", "contrast", "--ssr-epsilon", ".1"), "has no such parameter"),
     (("--text-column", "text", "--construct", "trust"), "text column 'text' is not in"), (("--text-column", "said", "--construct", "trustt"), "construct 'trustt' is unknown"),
     (("--text-column", "said", "--construct", "trust", "--embedding-model", "ada"), "embedding_model 'ada' is unknown"), (("--text-column", "said", "--construct", "trust", "--ssr-temperature", "-1"), "ssr_temperature is -1"),
     (("--text-column", "said", "--construct", "trust", "--locale", "fr"), "the answers are in 'fr'"), (("--text-column", "said", "--construct", "trust", "--out", "x.xlsx"), "end it in .csv or .parquet"),
@@ -104,4 +124,4 @@ def test_the_rating_claim_of_a_file(tmp_path):
     assert done.returncode == 0 and "report" in done.stdout, done.stderr
     run = next((tmp_path / "runs").glob("*/run.json")).parent
     assert "Spearman" in (run / "report.html").read_text()
-    assert command("runs", "show", run).returncode == 0
+    assert "Spearman" in done.stdout and "Spearman" in command("runs", "show", run).stdout
