@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['standing', 'segments', 'statuses', 'costs', 'asked', 'evidence', 'diagnostics', 'Quotes', 'verbatims', 'provenance',
-           'render', 'build_pages', 'write_report']
+           'closing', 'render', 'build_pages', 'write_report']
 
 # %% ../nbs/37_reports.ipynb #cell-003
 import re
@@ -137,6 +137,15 @@ def provenance(manifest: dict) -> list[tuple[str, str]]:
             ("Prices", (manifest.get("price") or {}).get("source")), ("Software", f"ssr_nb {manifest.get('version')}" + (f", commit {manifest['git_commit'][:10]}" if manifest.get("git_commit") else ""))]
     return [(name, str(value)) for name, value in rows if value not in (None, "", "None", "None, None")]
 
+_RATED = {"ssr": "Rated by semantic similarity (arXiv 2510.08338) with the anchors of ssr_nb, which are its own.", "dlr": "The model named a number itself.", "flr": "An expert's prompt read a number in the answers."}
+_INTERVALS = {"rating_validation": "Intervals are over texts drawn again: they speak about texts of this source.", "panel_validation": "Intervals are about chance among respondents and items of this very survey."}
+
+def closing(manifest: dict) -> str:
+    "How answers were rated, and what the intervals are about."
+    methods = [one for one in str(manifest.get("method") or "").split(",") if one]
+    rated = [_RATED.get(one, f"Rated by the rater {one} of ssr_nb, which is not the published method.") for one in methods]
+    return " ".join([*rated, _INTERVALS.get(manifest.get("kind"), "Intervals speak about the model's own population, not about people.")])
+
 def _page(notebook, report: dict) -> str:
     "A notebook in our template; `report` is what the template knows beside the cells."
     from nbconvert import HTMLExporter
@@ -151,7 +160,7 @@ def render(
     "The report: the notebook's prose and results in our template, with warnings on top and the provenance at the foot."
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     title = next(iter(re.findall(r"^# (.+)$", prose, flags=re.MULTILINE)), "Report")
-    return _page(notebook, {"title": title, "warnings": manifest.get("warnings", []), "provenance": provenance(manifest), "parameters": manifest.get("parameters", {})})
+    return _page(notebook, {"title": title, "warnings": manifest.get("warnings", []), "provenance": provenance(manifest), "parameters": manifest.get("parameters", {}), "closing": closing(manifest)})
 
 def build_pages(notebooks: str | Path, out: str | Path) -> None:
     "Every notebook in a folder as a page, with its code."

@@ -6,7 +6,6 @@
 __all__ = ['STATUSES', 'Results', 'share_interval', 'Table', 'headline_of', 'headline']
 
 # %% ../nbs/32_results.ipynb #cell-003
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -126,18 +125,9 @@ class Results:
     ) -> "store.Run | None":
         "Write the run folder: in a job for the job to finish, by hand as a run of its own."
         settings = Settings.from_environment()
-        if settings.run_folder:
-            if runs is not None: raise InputError(f"runs is {str(runs)!r}, and a job decides itself where its run goes: leave it out")
-            if (settings.run_folder / "results.json").exists(): raise InputError("results.save() was called twice in one job: a run records one survey")
-            self._write(settings.run_folder)
-            (settings.run_folder / "results.json").write_text(json.dumps({**self.manifest, "journal": self.journal and str(self.journal.resolve())}))
-            return None
-        runs = Path(runs or settings.runs)
-        run_id = store.new_run_id("survey")
-        with store.partial_folder(runs, run_id) as folder:
-            self._write(folder)
-            run = store.finish_run(folder, {"run_id": run_id, **self.manifest}, runs)
-        if self.journal and self.manifest["status"] == "complete": discard_journal(self.journal)
+        kept = {"journal": str(self.journal.resolve())} if self.journal and settings.run_folder else {}  # the job removes it
+        run = store.record("survey", self.manifest | kept, self._write, settings, runs)
+        if run and self.journal and self.manifest["status"] == "complete": discard_journal(self.journal)
         return run
 
     def _write(self, folder: Path) -> None:

@@ -17,6 +17,7 @@ from . import __version__
 from .calls import reply_of
 from .core import InputError, file_hash, vector_key
 from .interview import interview, plan, replay
+from .panel_validation import COMPUTED, read_panel_validation
 from .prompts import PromptTemplate
 from .rating import load_embedder
 from .rating_validation import read_rating_validation
@@ -161,10 +162,12 @@ def _compare_set(one: ReferenceSet, recorded: dict[str, str], report: Verificati
     if recorded.get(one.id) != one.hash: report.differences.append(f"reference set {one.id!r} has the hash {one.hash[:12]}…, and {str(recorded.get(one.id))[:12]}… is recorded: an anchor was changed")
 
 def _compare_tables(run: Run, survey: Survey, template: PromptTemplate, report: Verification) -> None:
-    try: computed = reexecute(run, survey, template).tables()
+    try: results = reexecute(run, survey, template)
     except LookupError as error:
         report.differences.append(str(error))
         return
+    if run.manifest.get("kind") == "panel_validation": _compare_panel(run, results, report)
+    computed = results.tables()
     for name, file in FILES.items():
         if not (run.folder / file).exists() and run.manifest["schema_version"] < SCHEMA_VERSION: continue
         recorded, wanted = run.table(name), computed[name]
@@ -172,6 +175,13 @@ def _compare_tables(run: Run, survey: Survey, template: PromptTemplate, report: 
         report.tables[name] = len(recorded)
         if name == "findings": recorded, wanted = (frame.drop(columns="what") for frame in (recorded, wanted))  # its rounded digits can tip between machines
         report.differences += compare(name, recorded, wanted)
+
+def _compare_panel(run: Run, results: Results, report: Verification) -> None:
+    "Compare with people's answers anew."
+    known = read_panel_validation(run, results)
+    for name, attribute in COMPUTED.items():
+        report.tables[name] = len(recorded := run.table(name))
+        report.differences += compare(name, recorded, getattr(known, attribute))
 
 def _embed_again(run: Run, survey, report: Verification) -> None:
     try: embedder = load_embedder(survey.embedding_model)

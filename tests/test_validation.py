@@ -165,6 +165,10 @@ def test_a_panel_is_compared_with_people(people, hosted):
     assert any("region" in warning for warning in validation.manifest["warnings"]) and any("weak anchors" in warning for warning in validation.manifest["warnings"])
     run = validation.save()
     assert {"fidelity", "segments", "contrasts", "item_means", "people_marginals"} <= {name.removesuffix(".parquet") for name in run.manifest["files"]} and verify(run, embed_again=False).equal
+    changed = run.table("people_marginals").assign(c1=lambda frame: frame["c1"] + 5)
+    changed.to_parquet(run.folder / "people_marginals.parquet", index=False)
+    told = verify(run, embed_again=False).differences
+    assert any("people_marginals.parquet was changed" in line for line in told) and any(line.startswith("fidelity.value") for line in told)
     survey, _ = read_inputs(run)
     assert survey.panel.hash == results.survey.panel.hash and results_of(run).summary(by="arm")["segment"].nunique() == 2
     again = validate_panel(results_of(run), found, ["gender"], splits=50, resamples=50)
