@@ -89,7 +89,7 @@ def _convert(parameter: Parameter, value: object) -> object:
         try: return {"int": int, "float": float}[wanted](value)
         except ValueError: raise InputError(f"parameter {name!r} is {value!r}: give {'a whole number' if wanted == 'int' else 'a number'}, such as {parameter.default}") from None
     if isinstance(value, bool) != (wanted == "bool") or not isinstance(value, _TYPES[wanted]): raise InputError(f"parameter {name!r} is {value!r}: give a value of type {wanted}, such as {parameter.default!r}")
-    return value
+    return float(value) if wanted == "float" else value
 
 def _mapping(name: str, value: str) -> dict:
     import yaml
@@ -168,6 +168,7 @@ def run_notebook(
     parameters: Mapping[str, object] | None = None,
     settings: Settings | None = None,
     progress: bool = True,
+    origin: Mapping[str, object] | None = None,  # what started it, for the manifest: a schedule, a sweep, an earlier run
 ) -> Run:
     "Execute a survey notebook as a job and record it; the run's status says whether it is whole."
     import nbformat
@@ -187,7 +188,7 @@ def run_notebook(
         finished = datetime.now(timezone.utc)
         manifest = {"run_id": run_id, "status": "failed" if error else results["status"], "notebook": path.name, "notebook_hash": file_hash(path),
                     "parameters": {name: parameter.default for name, parameter in declared.items()} | given, "started_at": started.isoformat(), "finished_at": finished.isoformat(),
-                    "seconds": round((finished - started).total_seconds(), 3), "error": error, "version": __version__, **{k: v for k, v in results.items() if k != "status"}, **environment()}
+                    "seconds": round((finished - started).total_seconds(), 3), "error": error, "version": __version__, **{k: v for k, v in results.items() if k != "status"}, **(origin or {}), **environment()}
         executed = folder / "notebook.ipynb"
         if executed.exists():
             try: content = nbformat.read(executed, as_version=4)
