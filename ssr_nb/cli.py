@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'anchors_app', 'validate_app', 'models_app', 'AsJson', 'RunsFolder', 'RunName', 'demo', 'run',
-           'estimate', 'report', 'runs_list', 'runs_show', 'runs_verify', 'runs_gc', 'runs_rebuild', 'rate',
+           'estimate', 'sweep', 'schedule', 'report', 'runs_list', 'runs_show', 'runs_verify', 'runs_compare',
+           'runs_rescore', 'runs_resume', 'runs_export', 'runs_import', 'runs_gc', 'runs_rebuild', 'rate',
            'validate_rating', 'validate_panel', 'anchors_check', 'models_list', 'models_pull', 'doctor', 'main']
 
 # %% ../nbs/60_cli.ipynb #cell-003
@@ -19,7 +20,7 @@ from .core import InputError, SSRError, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
                   help="Synthetic-consumer surveys with semantic similarity rating.\n\nStart with `ssr demo`: three concepts, a panel, an embedded model, a report, and no key.")
-runs_app = typer.Typer(no_args_is_help=True, help="What runs left: list, show, verify, rebuild the log, clean up.")
+runs_app = typer.Typer(no_args_is_help=True, help="What runs left: list, show, compare, verify, rate anew, go on, take elsewhere, clean up.")
 anchors_app = typer.Typer(no_args_is_help=True, help="Reference sets: the gate that they pass.")
 validate_app = typer.Typer(no_args_is_help=True, help="Check the claims: that ratings read what people wrote, and that a panel answers as people did.")
 models_app = typer.Typer(no_args_is_help=True, help="Models that are known by name, and fetching embedded ones.")
@@ -96,6 +97,39 @@ def estimate(notebook: Annotated[str, typer.Argument(help="A survey notebook's p
     _print(found["estimate"] if as_json else found["told"], as_json)
 
 @app.command()
+def sweep(notebook: Annotated[str, typer.Argument(help="A survey notebook's path, or the name of a shipped one.")],
+          grid: Annotated[list[str], typer.Option(metavar="NAME=A,B,C", help="A parameter and its values; may be repeated, and all combinations are run.")],
+          parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME VALUE", help="A parameter that is the same in all jobs.")] = [],
+          jobs: Annotated[int, typer.Option(min=1, help="Jobs at once.")] = 2,
+          backend: Annotated[str, typer.Option(help="loky: processes on this machine; dask or ray where they are installed.")] = "loky",
+          address: Annotated[Optional[str], typer.Option(help="Of a Dask scheduler; a local cluster by default.", show_default=False)] = None,
+          runs: RunsFolder = None, as_json: AsJson = False):
+    "Run a survey notebook over a grid of parameters. A failed job does not stop the others; run the same again, and only what is missing is done."
+    from ssr_nb.sweeps import parse_grid, sweep as run_sweep
+    found = run_sweep(notebook, parse_grid(grid), dict(item.split("=", 1) for item in parameter), jobs, backend, address, _settings(runs), progress=not as_json)
+    _print(list(found.rows) if as_json else found, as_json)
+    if not found.complete: raise typer.Exit(1)
+
+@app.command()
+def schedule(file: Annotated[Path, typer.Argument(help="A YAML file of schedules: name, notebook, cron, parameters, grace_hours; and a timezone.")],
+             once: Annotated[bool, typer.Option("--once", help="Run what is due now, and stop.")] = False,
+             upcoming: Annotated[bool, typer.Option("--upcoming", help="Only check the file, and say when each schedule is due next.")] = False,
+             runs: RunsFolder = None, as_json: AsJson = False):
+    "Run survey notebooks when they are due, until Ctrl-C. After a restart nothing is missed (within grace_hours) and nothing is run twice."
+    from datetime import datetime, timezone
+    from ssr_nb import schedules
+    found, settings = schedules.read_schedules(file), _settings(runs)
+    if upcoming:
+        table = schedules.upcoming(found, datetime.now(timezone.utc))
+        return _print(table.frame.to_dict("records") if as_json else table, as_json)
+    if as_json and not once: raise InputError("--json is given without --once: a scheduler never ends, so ask for what is due now")
+    if not once: print(schedules.upcoming(found, datetime.now(timezone.utc), 1), flush=True)
+    done = schedules.serve_schedules(found, settings, once, say=lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True), progress=not as_json and sys.stderr.isatty())
+    if as_json: _print([{"run_id": run.run_id, "status": run.manifest["status"], "schedule": run.manifest["schedule"]} for run in done], True)
+    from ssr_nb.jobs import shortfall
+    if any(map(shortfall, done)): raise typer.Exit(1)
+
+@app.command()
 def report(run: RunName, runs: RunsFolder = None, as_json: AsJson = False):
     "Render a run's report again from its executed notebook, and print its path."
     import nbformat
@@ -110,9 +144,15 @@ def report(run: RunName, runs: RunsFolder = None, as_json: AsJson = False):
 @runs_app.command("list")
 def runs_list(runs: RunsFolder = None, as_json: AsJson = False):
     "The finished runs, newest first."
-    from ssr_nb.store import connect
-    rows = connect(_settings(runs).runs).sql("SELECT run_id, status, notebook, llm_model, answers, round(seconds) AS seconds, cost_usd, fingerprint[:12] AS fingerprint FROM runs ORDER BY started_at DESC NULLS LAST, run_id DESC").df()
-    _print(json.loads(rows.to_json(orient="records")) if as_json else rows.to_string(index=False) if len(rows) else "no runs yet: try 'ssr demo'", as_json)
+    from ssr_nb.store import list_runs
+    folder = _settings(runs).runs
+    if not folder.is_dir(): raise InputError(f"runs folder {str(folder)!r} does not exist: run a survey first, or give another folder")
+    names = ("run_id", "status", "notebook", "llm_model", "answers", "seconds", "cost_usd", "fingerprint", "parent")
+    rows = [{name: run.manifest.get(name) for name in names} for run in reversed(list_runs(folder))]
+    if as_json: return _print(rows, True)
+    if not rows: return print("no runs yet: try 'ssr demo'")
+    told = [(row["run_id"], row["status"], row["llm_model"] or "", row["answers"] or "", f"{row['seconds'] or 0:.0f} s", "" if row["cost_usd"] is None else f"${row['cost_usd']:.2f}", (row["fingerprint"] or "")[:12], f"of {row['parent']}" if row["parent"] else "") for row in rows]
+    for row in [("run", "status", "model", "answers", "time", "cost", "fingerprint", ""), *told]: print(f"{row[0]:46} {row[1]:10} {row[2]:18} {row[3]!s:>7} {row[4]:>8} {row[5]:>8}  {row[6]:12} {row[7]}".rstrip())
 
 @runs_app.command("show")
 def runs_show(run: RunName, runs: RunsFolder = None, as_json: AsJson = False):
@@ -127,13 +167,71 @@ def runs_show(run: RunName, runs: RunsFolder = None, as_json: AsJson = False):
 
 @runs_app.command("verify")
 def runs_verify(run: RunName, runs: RunsFolder = None, as_json: AsJson = False):
-    "Re-execute a run offline from what it kept, and compare every table."
+    "Re-execute a run offline from what it kept, and compare every table; RUN can be an archive by `ssr runs export` too."
     from dataclasses import asdict
+    import tempfile
+    from ssr_nb.exports import unpack
     from ssr_nb.store import open_run
     from ssr_nb.verify import verify
-    found = verify(open_run(run, _settings(runs).runs))
+    with tempfile.TemporaryDirectory() as folder: found = verify(unpack(run, folder) if run.endswith(".zip") else open_run(run, _settings(runs).runs))
     _print({"equal": found.equal, **asdict(found)} if as_json else str(found), as_json)
     if not found.equal: raise typer.Exit(1)
+
+@runs_app.command("compare")
+def runs_compare(run: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Two or more runs.")], plot: Annotated[Optional[Path], typer.Option(help="Also draw the means into this SVG file.", show_default=False)] = None,
+                 runs: RunsFolder = None, as_json: AsJson = False):
+    "What differed in what was asked for, and what that did to the results."
+    from ssr_nb.run_comparison import compare_runs
+    from ssr_nb.store import open_run
+    found = compare_runs([open_run(one, _settings(runs).runs) for one in run])
+    if plot: plot.write_text(found.plot().svg, encoding="utf-8")
+    _print({"differences": json.loads(found.differences.to_json(orient="index", default_handler=str)), "results": json.loads(found.results.to_json(orient="records"))} if as_json else found, as_json)
+
+@runs_app.command("rescore")
+def runs_rescore(run: RunName,
+                 ssr_temperature: Annotated[Optional[float], typer.Option(help="Below 1 sharpens, above 1 flattens.", show_default=False)] = None,
+                 ssr_epsilon: Annotated[Optional[float], typer.Option(help="Mass for the least similar point.", show_default=False)] = None,
+                 reference_set: Annotated[list[str], typer.Option(help="The id of a set to use; may be repeated.", show_default=False)] = [],
+                 anchors: Annotated[Optional[str], typer.Option(help="A construct, or its YAML file, whose sets are used instead.", show_default=False)] = None,
+                 embedding_model: Annotated[Optional[str], typer.Option(help="Embed the answers with this model.", show_default=False)] = None,
+                 runs: RunsFolder = None, as_json: AsJson = False):
+    "Rate a run's answers anew, as a run that names its parent; nobody is asked again."
+    from ssr_nb.jobs import run_notebook
+    from ssr_nb.store import open_run
+    settings = _settings(runs)
+    parent = open_run(run, settings.runs)
+    if (settings.runs / parent.run_id).exists(): run = parent.run_id  # an id tells a reader more than where it was
+    given = {"ssr_temperature": ssr_temperature, "ssr_epsilon": ssr_epsilon, "reference_sets": reference_set or None, "anchors": anchors, "embedding_model": embedding_model}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given: raise InputError("nothing is changed: give --ssr-temperature, --ssr-epsilon, --reference-set, --anchors or --embedding-model")
+    _report(run_notebook("rescore", {"run": run, **given}, settings, progress=False), as_json)
+
+@runs_app.command("resume")
+def runs_resume(run: RunName, parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME VALUE", help="A parameter to change, such as max_cost_usd.")] = [], runs: RunsFolder = None, as_json: AsJson = False):
+    "Go on with a run that is incomplete or failed: its notebook, its parameters, every answer that it has."
+    from ssr_nb.resuming import resume
+    from ssr_nb.store import open_run
+    settings = _settings(runs)
+    _report(resume(open_run(run, settings.runs), dict(item.split("=", 1) for item in parameter), settings, progress=not as_json), as_json)
+
+@runs_app.command("export")
+def runs_export(run: RunName, format: Annotated[str, typer.Option("--format", help="zip: the whole run, to verify elsewhere; csv or parquet: flat tables.")] = "zip",
+                out: Annotated[Path, typer.Option(help="The folder to write to; for zip also the archive's own name.")] = Path("."), runs: RunsFolder = None, as_json: AsJson = False):
+    "A run for a spreadsheet, or for a reviewer who verifies it."
+    from ssr_nb.exports import export
+    from ssr_nb.store import open_run
+    written = export(open_run(run, _settings(runs).runs), out, format)
+    _print([str(path) for path in written] if as_json else "\n".join(map(str, written)), as_json)
+
+@runs_app.command("import")
+def runs_import(archive: Annotated[Path, typer.Argument(help="A ZIP file by `ssr runs export`.")], runs: RunsFolder = None, as_json: AsJson = False):
+    "Add a run that somebody exported; every file is checked against its manifest."
+    from ssr_nb.exports import unpack
+    from ssr_nb.store import enter_pending
+    settings = _settings(runs)
+    found = unpack(archive, settings.runs)
+    enter_pending(settings.runs)
+    _print({"run_id": found.run_id, "folder": str(found.folder)} if as_json else f"{found.run_id} is in {settings.runs}; 'ssr runs verify {found.run_id}' computes it again", as_json)
 
 @runs_app.command("gc")
 def runs_gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
@@ -292,7 +390,7 @@ def main() -> None:
     "The entry point `ssr`."
     try:
         arguments = sys.argv[1:]
-        if arguments[:1] in (["run"], ["estimate"], ["validate"]): arguments = [arguments[0], *_join_parameters(arguments[1:])]
+        if arguments[:1] in (["run"], ["estimate"], ["validate"], ["sweep"]) or arguments[:2] == ["runs", "resume"]: arguments = _join_parameters(arguments)
         app(arguments)
     except SSRError as error:
         print(f"ssr: {error}", file=sys.stderr)

@@ -134,7 +134,9 @@ def _watch(file: Path, stop: threading.Event) -> None:
         ended = stop.wait(.25)
         try: state = json.loads(file.read_text())
         except (OSError, ValueError): continue
-        if bar is None: bar = tqdm(total=state["total"], initial=state["done"], unit="answer", desc="answers", mininterval=.5 if sys.stderr.isatty() else 15)
+        if bar is None:
+            for note in state["notes"]: print(note, file=sys.stderr)
+            bar = tqdm(total=state["total"], initial=state["done"], unit="answer", desc="answers", mininterval=.5 if sys.stderr.isatty() else 15)
         bar.set_postfix(postfix(state["cost"], state["failed"]), refresh=False)
         bar.total = state["total"]
         bar.update(state["done"] - bar.n)

@@ -28,7 +28,7 @@ def described(
     found = {**manifest.get("parameters", {}), **{name: manifest.get(name) for name in named if manifest.get(name) is not None}}
     if prompt := manifest.get("prompt"): found["prompt"] = f"{prompt['id']} v{prompt['version']} ({prompt['hash'][:8]})"
     if sets := manifest.get("reference_sets"): found["reference_sets"] = ", ".join(f"{one['id']} ({one['hash'][:8]})" for one in sets)
-    return {name: _told(value) for name, value in found.items()}
+    return {name: str(value)[:12] if name.endswith(("hash", "commit", "identity")) else _told(value) for name, value in found.items()}
 
 def _told(value) -> object:
     if isinstance(value, Mapping): return ", ".join(f"{name}: {_told(one)}" for name, one in value.items())

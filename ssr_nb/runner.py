@@ -165,7 +165,13 @@ class Progress:
         self.file, self._bar, self._show = file, None, show
         self.total = self.done = self.failed = 0
         self.cost: float | None = 0.0
+        self.notes: list[str] = []
         self._written = 0.0
+
+    def note(self, told: str) -> None:
+        "Something to know before the answers come."
+        self.notes.append(told)
+        if self._show and not self.file: print(told)
 
     def add(self, total: int, there: int) -> None:
         "A stage of so many answers begins, some of which are there already."
@@ -198,7 +204,7 @@ class Progress:
         if not self.file or not (force or time.monotonic() - self._written > .3 or self.done == self.total): return
         self._written = time.monotonic()
         new = self.file.with_suffix(".new")
-        new.write_text(json.dumps({"total": self.total, "done": self.done, "failed": self.failed, "cost": self.cost}))
+        new.write_text(json.dumps({"total": self.total, "done": self.done, "failed": self.failed, "cost": self.cost, "notes": self.notes}))
         new.replace(self.file)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ __all__ = ['EMBEDDED_WARNING', 'read_concepts', 'Survey', 'elicitation_hash', 'f
 import json, threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from .rating import load_embedder
 from .results import Results
 from .runner import Elicitation, Progress, run_coroutine
 from .scales import Construct, load_construct, parse_construct
-from .store import Run
+from .store import Run, same_fingerprint
 from .tables import read_table
 
 # %% ../nbs/35_survey.ipynb #cell-005
@@ -254,9 +254,17 @@ class Session:
             try: requests = course.send(outcomes)
             except StopIteration as end: return end.value
 
+    def seen(self) -> str | None:
+        "What to know before money is spent: that a run has asked the very same."
+        if self.llm.embedded: return None
+        earlier = same_fingerprint(self.settings.runs, fingerprint(self.survey, self.hash, self.embedder.identity))
+        if not earlier: return None
+        return f"Run {earlier[-1].run_id} has this fingerprint: it asked the same of the same panel and model, and its results are kept. " + ("Its answers are taken where the cache still has them." if self.settings.llm_caching else "This one asks anew.")
+
     async def run(self, show: bool) -> Results:
         "Ask for what is missing, rate, and say what became of it."
         progress = Progress(show, self.settings.run_folder and self.settings.run_folder / "progress.json")
+        if note := self.seen(): progress.note(note)
         try:
             with self.claim() as claim, Journal(claim.path) as journal:
                 async with self._elicitation(journal, progress) as elicitation: answered = await self.interview(elicitation)
@@ -308,4 +316,5 @@ async def _estimate(survey: Survey, pilot: int, settings: Settings, limits: Limi
             async with session._elicitation(journal, Progress(show=False)) as elicitation: outcomes = await elicitation.ask([ask.request for ask in chosen])
         if failed := [outcome.cause for outcome in outcomes if outcome.reply is None]: raise SSRError(f"{len(failed)} of {len(chosen)} pilot calls failed ({failed[0]}): mend that before the survey")
         replies = [(ask, outcome.reply) for ask, outcome in zip(chosen, outcomes)]
-    return estimate(survey, session.llm, session.template, session.embedder.price, limits, replies)
+    found = estimate(survey, session.llm, session.template, session.embedder.price, limits, replies)
+    return replace(found, notes=(*found.notes, note)) if (note := session.seen()) else found
