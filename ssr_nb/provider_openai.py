@@ -171,7 +171,11 @@ def _reply(request: Request, completion, seconds: float, mode: str = "live") -> 
     def detail(part, name): return max(0, getattr(getattr(usage, part, None), name, None) or 0) if usage and not counted else 0
     return Reply(text, choice.finish_reason or "stop", prompt, completed, seconds, cached_tokens=min(prompt, detail("prompt_tokens_details", "cached_tokens")),
                  written_tokens=detail("prompt_tokens_details", "cache_write_tokens"), reasoning_tokens=detail("completion_tokens_details", "reasoning_tokens"),
-                 served_model=completion.model or "", mode=mode, counted=counted)
+                 served_model=_served(completion.model or ""), mode=mode, counted=counted)
+
+def _served(model: str) -> str:
+    "The version that answered, as the provider names it; of a model file its name, since where it stood is nobody's business."
+    return re.split(r"[\\/]", model)[-1] if model.endswith(".gguf") else model
 
 def _line_reply(request: Request, row: dict) -> Reply | str:
     "The reply in a line of a batch's file, or the cause of its failure."
@@ -185,7 +189,7 @@ def _line_reply(request: Request, row: dict) -> Reply | str:
     try: return _reply(request, (ChatCompletion if "messages" in request.prompt else Completion).model_validate(body), 0.0, "batch")
     except (ValueError, TransientError) as error: return f"batch: {'the reply is not what the protocol says' if isinstance(error, ValueError) else error}"
 
-# %% ../nbs/25_provider_openai.ipynb #cell-014
+# %% ../nbs/25_provider_openai.ipynb #cell-015
 class OpenAIEmbedder(HostedEmbedder):
     "An embedding model behind OpenAI's protocol."
     known_dimensions = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
@@ -204,7 +208,7 @@ class OpenAIEmbedder(HostedEmbedder):
         entries = sorted(getattr(replied, "data", None) or [], key=lambda entry: entry.index)
         return [entry.embedding for entry in entries], replied.usage.prompt_tokens if getattr(replied, "usage", None) else 0
 
-# %% ../nbs/25_provider_openai.ipynb #cell-016
+# %% ../nbs/25_provider_openai.ipynb #cell-017
 def _needs_provider(what: str, base_url: str | None, key: str | None) -> None:
     if not (base_url or key): raise InputError(f"{what} and no provider is set: set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of your own")
 
