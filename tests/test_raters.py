@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import ssr_nb.raters
 from ssr_nb.core import InputError
-from ssr_nb.raters import (FEWEST_TEXTS, RATERS, CalibratedRater, Contrast, ContrastRater, contrasts, describe, fit_axis, load_contrast, load_rater, phrases,
-                           scale_pmf, sentences)
+from ssr_nb.raters import (FEWEST_TEXTS, RATERS, CalibratedRater, Contrast, ContrastRater, _Parts, contrasts, describe, fit_axis, learn_company, load_contrast,
+                           load_rater, phrases, scale_pmf, sentences)
 from ssr_nb.rating import Rated, Rater
 from ssr_nb.scales import constructs
 
@@ -203,6 +203,26 @@ def test_a_small_corpus_is_refused(toy):
     with pytest.raises(InputError, match=f"needs {FEWEST_TEXTS}"): toy(corpus=True).rate(corpus(FEWEST_TEXTS - 1))
     with pytest.raises(InputError, match=f"has 0 text.* needs {FEWEST_TEXTS}"): toy(corpus=True).rate(["One sentence."] * 500)
     toy(corpus=True).rate(corpus(FEWEST_TEXTS))
+
+
+def test_company_counts_less_where_sentences_agree_already():
+    generator = np.random.default_rng(2)
+    text = np.repeat(np.arange(400), 3)
+    vectors = generator.normal(size=(1200, 8))
+    def weight(agreement):
+        scores = np.sqrt(agreement) * generator.normal(size=400)[text] + np.sqrt(1 - agreement) * generator.normal(size=1200) + 1e-3 * vectors[:, 0]
+        learned = learn_company(_Parts(np.c_[vectors, scores], text, 400), scores)
+        return learned.direction[-1] / agreement
+    assert weight(.2) > 3 * weight(.6) > 0
+
+
+def test_texts_that_all_say_the_same_teach_nothing(toy):
+    with pytest.raises(InputError, match="say the same"): toy(corpus=True).rate(["It is good. It is good."] * FEWEST_TEXTS)
+
+
+def test_many_parts_count_for_more_than_one_and_less_than_their_sum():
+    one, three = _Parts(np.ones((4, 1)), np.array([0, 1, 1, 1]), 2).pool(np.ones(4))
+    assert one == 1 < three < np.sqrt(3)
 
 
 def test_calibration_learns_the_level_and_keeps_the_order(rater):
