@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from . import store
-from .calls import discard_journal
 from .core import InputError, Settings
 from .results import Results
 
 # %% ../nbs/34_analyses.ipynb #cell-004
-_OF_THE_JOB = ("run_id", "schema_version", "notebook", "notebook_hash", "parameters", "started_at", "finished_at", "seconds", "error", "files", "python", "platform", "versions", "packages_hash", "git_commit", "analysis")
+_OF_THE_JOB = ("run_id", "schema_version", "notebook", "notebook_hash", "parameters", "started_at", "finished_at", "seconds", "error", "files", "python", "platform", "versions", "packages_hash", "git_commit", "analysis",
+               "schedule", "sweep", "resumes", "kind", "validation", "headline", "people")
 
 def derived(
     results: Results,  # of an earlier run, as `ssr_nb.verify.results_of` gives them
@@ -46,13 +46,10 @@ def save_analysis(
     if twice := sorted(taken & {*tables, *stored} or set(tables) & set(stored)): raise InputError(f"table {twice[0]!r} is recorded already: give it another name")
     environment = Settings.from_environment()
     manifest = {**results.manifest, "warnings": [*warnings, *results.manifest["warnings"]], "analysis": {"name": name, "settings": dict(settings), "tables": sorted(tables), "stored": sorted(stored)}}
-    if environment.run_folder: manifest["journal"] = results.journal and str(results.journal.resolve())  # the job discards it once the run has its name
     def write(folder: Path) -> None:
         results._write(folder)
         for table, frame in {**stored, **tables}.items(): store.write_table(frame, folder / f"{table}.parquet")
-    run = store.record(name.replace("_", "-"), manifest, write, environment, runs)
-    if run and results.journal and manifest["status"] == "complete": discard_journal(results.journal)
-    return run
+    return store.record(name.replace("_", "-"), manifest, write, environment, runs, results.journals)
 def told_p(p: float) -> str:
     "A p value as people read it."
     return "–" if pd.isna(p) else f"{p:.3f}" if p >= .0005 else "< .001"

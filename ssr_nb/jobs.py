@@ -186,7 +186,7 @@ def run_notebook(
         saved = folder / "results.json"
         if error is None and not saved.exists(): error = "the notebook ended without results.save(): call it in the last cell"
         results = json.loads(saved.read_text()) if saved.exists() and error is None else {}
-        journal = results.pop("journal", None)
+        journals = results.pop("journals", [])
         finished = datetime.now(timezone.utc)
         manifest = {"run_id": run_id, "status": "failed" if error else results["status"], "notebook": path.name, "notebook_hash": file_hash(path),
                     "parameters": {name: parameter.default for name, parameter in declared.items()} | given, "started_at": started.isoformat(), "finished_at": finished.isoformat(),
@@ -200,7 +200,8 @@ def run_notebook(
             write_report(content, manifest, folder / "report.html")
         for leftover in ("results.json", "progress.json", "progress.new"): (folder / leftover).unlink(missing_ok=True)
         run = finish_run(folder, manifest, settings.runs)
-    if journal and manifest["status"] == "complete": discard_journal(journal)
+    if manifest["status"] == "complete":
+        for journal in journals: discard_journal(journal)
     tidy_cache(settings)
     return run
 

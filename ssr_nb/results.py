@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from . import plots, store
-from .calls import discard_journal
 from .core import InputError, Settings
 from .diagnostics import diagnose, findings_table
 from .rating import Rated, Ratings
@@ -34,7 +33,7 @@ class Results:
     calls: pd.DataFrame  # the journalled calls
     manifest: dict  # models, hashes, versions, costs
     inputs: dict[str, str | bytes]  # file name -> content: the specification as files
-    journal: Path | None = None  # where the calls are kept until they are saved
+    journals: tuple[Path, ...] = ()  # where the calls are kept until they are saved
 
     @property
     def by_construct(self) -> dict[str, Ratings]:
@@ -124,11 +123,7 @@ class Results:
         runs: str | Path | None = None,  # SSR_RUNS by default; in a job, the job's own folder
     ) -> "store.Run | None":
         "Write the run folder: in a job for the job to finish, by hand as a run of its own."
-        settings = Settings.from_environment()
-        kept = {"journal": str(self.journal.resolve())} if self.journal and settings.run_folder else {}  # the job removes it
-        run = store.record("survey", self.manifest | kept, self._write, settings, runs)
-        if run and self.journal and self.manifest["status"] == "complete": discard_journal(self.journal)
-        return run
+        return store.record("survey", self.manifest, self._write, Settings.from_environment(), runs, self.journals)
 
     def _write(self, folder: Path) -> None:
         for name, table in self.tables().items(): store.write_table(table, folder / store.FILES.get(name, f"{name}.parquet"))

@@ -9,7 +9,7 @@ __all__ = ['SCHEMA_VERSION', 'TABLES', 'FILES', 'column_names', 'Run', 'open_run
 # %% ../nbs/30_store.ipynb #cell-003
 import json, os, secrets, shutil, time
 from contextlib import contextmanager
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .calls import discard_journal
 from .core import InputError, Settings, SSRError, file_hash
 
 # %% ../nbs/30_store.ipynb #cell-005
@@ -154,18 +155,22 @@ def record(
     write: Callable[[Path], None],  # writes tables and inputs into a folder
     settings: Settings,
     runs: str | Path | None = None,  # by hand: SSR_RUNS by default
+    journals: Sequence[Path] = (),  # that are not needed any more once a complete run has its name
 ) -> Run | None:
     "Leave what was found as a run: in a job for the job to finish, by hand as a run of its own."
     if settings.run_folder:
         if runs is not None: raise InputError(f"runs is {str(runs)!r}, and a job decides itself where its run goes: leave it out")
         if (settings.run_folder / "results.json").exists(): raise InputError("save() was called twice in one job: a run records one thing")
         write(settings.run_folder)
-        (settings.run_folder / "results.json").write_text(json.dumps(manifest), encoding="utf-8")
+        (settings.run_folder / "results.json").write_text(json.dumps({**manifest, "journals": [str(path.resolve()) for path in journals]}), encoding="utf-8")
         return None
     runs, run_id = Path(runs or settings.runs), new_run_id(name)
     with partial_folder(runs, run_id) as folder:
         write(folder)
-        return finish_run(folder, {"run_id": run_id, **manifest}, runs)
+        run = finish_run(folder, {"run_id": run_id, **manifest}, runs)
+    if manifest["status"] == "complete":
+        for journal in journals: discard_journal(journal)
+    return run
 
 # %% ../nbs/30_store.ipynb #cell-013
 def _run_row(manifest: dict) -> dict:

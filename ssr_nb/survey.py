@@ -273,7 +273,7 @@ class Session:
                 calls = pd.DataFrame(journal.rows(), columns=list(COLUMNS))
         finally: progress.close()
         answers, rated, vectors = assemble(self.survey, self.template, answered, self.embedder.embed, self.embedder.identity)
-        return Results(self.survey, answers, rated, vectors, calls, self._manifest(answered, calls, elicitation, whole), write_inputs(self.survey, self.template), claim.path)
+        return Results(self.survey, answers, rated, vectors, calls, self._manifest(answered, calls, elicitation, whole), write_inputs(self.survey, self.template), (claim.path,))
 
     def _warnings(self, answered: Sequence[Answered], elicitation: Elicitation) -> list[str]:
         "What a reader must know, the gravest last."

@@ -140,6 +140,7 @@ def verify(
     if manifest["version"] != __version__: report.notes.append(f"made by ssr_nb {manifest['version']}, verified by {__version__}")
     elif fingerprint(survey, elicitation, manifest["embedder_identity"]) != manifest["fingerprint"]: report.differences.append(f"fingerprint is recorded as {manifest['fingerprint'][:12]}…, and the inputs give another")
     _compare_tables(run, survey, template, report)
+    if report.equal and "analysis" in manifest: _compare_analysis(run, report)
     if embed_again and report.equal: _embed_again(run, survey, report)
     return report
 
@@ -182,6 +183,16 @@ def _compare_panel(run: Run, results: Results, report: Verification) -> None:
     for name, attribute in COMPUTED.items():
         report.tables[name] = len(recorded := run.table(name))
         report.differences += compare(name, recorded, getattr(known, attribute))
+
+def _compare_analysis(run: Run, report: Verification) -> None:
+    "Compute an analysis's tables anew from the recorded answers."
+    from ssr_nb import price_ladder, segmentation, sensitivity, themes, tracking
+    name = run.manifest["analysis"]["name"]
+    known = {"price_ladder": price_ladder, "segments": segmentation, "tracking": tracking, "sensitivity": sensitivity, "drivers": themes}
+    if name not in known: return report.notes.append(f"analysis {name!r} is not computed anew")
+    for table, computed in known[name].recompute(run, results_of(run)).items():
+        report.tables[table] = len(computed)
+        report.differences += compare(table, run.table(table), computed)
 
 def _embed_again(run: Run, survey, report: Verification) -> None:
     try: embedder = load_embedder(survey.embedding_model)
