@@ -40,16 +40,16 @@ test-deploy: setup  ## the service's deployment (none yet)
 soak: setup  ## the long form of the fault tests; SOAK=0.1 runs a tenth
 	$(BIN)/pytest -q -m soak
 
-lab: setup  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir nbs
+lab: setup  ## open JupyterLab on its start page; LAB="--no-browser --port 8900" passes options on
+	$(BIN)/python -c 'import sys; from ssr_nb.lab import launch; launch("nbs", more=sys.argv[1:])' $(LAB)
 
 export: setup  ## notebooks -> package and README, notebooks cleaned
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tests/check_sources.py --write-readme
 
-docs: setup  ## the notebooks as pages in _docs
-	$(BIN)/python -c 'from ssr_nb.reports import build_pages; build_pages("nbs", "_docs")'
+docs: setup  ## guide, surveys and modules as a site in _docs: search, no address outside
+	$(BIN)/python -c 'from ssr_nb.documentation import build_docs; print(build_docs())'
 
 bench: setup  ## ratios against other ways of doing the same
 	$(BIN)/python benchmarks/rating.py

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import plots
-from .core import InputError
+from .core import NO_FORMULAS, InputError
 from .experiments import EFFECTIVE_HUMAN_N, FEWEST_WORDINGS, Comparison, Power, VarianceComponents, capped_interval, compare, sample_size, variance_components
 from .rating import expected_point, pmfs
 from .results import Results, Table, share_interval
@@ -112,7 +112,7 @@ def by_wording(comparison: Comparison) -> plots.Picture:
 class Statements:
     "Sentences, one a line."
     def __init__(self, sentences: list[str]): self.sentences = sentences
-    def _repr_html_(self): return "<ul>" + "".join(f"<li>{escape(one)}</li>" for one in self.sentences) + "</ul>"
+    def _repr_html_(self): return f"<ul {NO_FORMULAS}>" + "".join(f"<li>{escape(one)}</li>" for one in self.sentences) + "</ul>"
     def __repr__(self): return "\n".join(f"- {one}" for one in self.sentences)
 
 def conclusions(comparison: Comparison) -> Statements:

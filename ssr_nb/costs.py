@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .calls import Reply, Request
+from .core import NO_FORMULAS
 from .images import image_tokens
 from .interview import Ask, plan
 from .limits import Limits
@@ -62,7 +63,7 @@ class Estimate:
                        ("Measured by a pilot", f"{self.pilot} calls" if self.pilot else "no"), *(("Note", note) for note in self.notes)]
 
     def _repr_html_(self):
-        return "<table>" + "".join(f"<tr><th scope='row' style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>" for name, value in self.rows()) + "</table>"
+        return f"<table {NO_FORMULAS}>" + "".join(f"<tr><th scope='row' style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>" for name, value in self.rows()) + "</table>"
 
     def __repr__(self): return "\n".join(f"{name:32} {value}" for name, value in self.rows())
 

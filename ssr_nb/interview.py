@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .calls import Request
-from .core import content_hash
+from .core import NO_FORMULAS, content_hash
 from .pricing import images_of, prompt_tokens
 from .prompts import PromptTemplate
 from .rating import LikertRatings, Rated, likert_point, rate_embeddings, text_status
@@ -233,7 +233,7 @@ class Preview:
         blocks = [f"<h4>{escape(self._title(title, prompt))}</h4>" + "".join(
             f"<p><b>{escape(role)}</b></p><blockquote style='white-space:pre-wrap'>{escape(text)}</blockquote>" for role, text in self._messages(prompt, images))
             + "".join(images[name]._repr_html_() for name in images_of(prompt)) for title, prompt, images in self.parts]
-        return f"<p>Prompt <b>{escape(self.template.id)}</b> v{self.template.version}, <code>{self.template.hash[:12]}</code></p>" + "".join(blocks)
+        return f"<div {NO_FORMULAS}><p>Prompt <b>{escape(self.template.id)}</b> v{self.template.version}, <code>{self.template.hash[:12]}</code></p>{''.join(blocks)}</div>"
 
 def preview(
     survey,

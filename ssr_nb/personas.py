@@ -155,8 +155,8 @@ class Panel:
 
     def _repr_html_(self):
         cost = "" if np.ptp(self.weights) == 0 else f" Weighted: design effect {design_effect(self.weights):.2f}, as many as {effective_size(self.weights):.0f} of equal weight."
-        return (f"<p><b>Panel</b> of {len(self)} respondents, told as {escape(', '.join(self.attributes))}. Source: {escape(self.source)}.{cost}</p>"
-                + self.frame.to_html(max_rows=6))
+        return (f"<div class='tex2jax_ignore mathjax_ignore'><p><b>Panel</b> of {len(self)} respondents, told as {escape(', '.join(self.attributes))}. Source: {escape(self.source)}.{cost}</p>"
+                + self.frame.to_html(max_rows=6) + "</div>")  # the class: JupyterLab would read $25,000-$49,999 as a formula
 
     @classmethod
     def from_frame(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['standing', 'segments', 'statuses', 'costs', 'asked', 'evidence', 'diagnostics', 'Quotes', 'verbatims', 'provenance',
-           'closing', 'render', 'build_pages', 'write_report']
+           'closing', 'render', 'write_report']
 
 # %% ../nbs/37_reports.ipynb #cell-003
 import re
@@ -16,7 +16,7 @@ import pandas as pd
 
 from . import plots
 from .anchors import construct_status
-from .core import Settings, shipped
+from .core import NO_FORMULAS, Settings, shipped
 from .diagnostics import diagnose, findings_table
 from .pricing import dollars
 from .results import STATUSES, Results, Table, headline
@@ -95,7 +95,7 @@ class Quotes:
         for concept, rows in self.rows.groupby("concept", sort=False):
             parts.append(f"<h3>{escape(concept)}</h3>")
             parts += [f"<blockquote><p>{escape(row.text)}</p><footer>{escape(row.told)} · rated {row.mean:.1f} of {self.scale_points}</footer></blockquote>" for row in rows.itertuples()]
-        return "".join(parts)
+        return f"<div {NO_FORMULAS}>{''.join(parts)}</div>"
 
     def __repr__(self): return "\n".join(f"{row.concept} · {row.mean:.1f} · {row.text} ({row.told})" for row in self.rows.itertuples())
 
@@ -161,18 +161,6 @@ def render(
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     title = next(iter(re.findall(r"^# (.+)$", prose, flags=re.MULTILINE)), "Report")
     return _page(notebook, {"title": title, "warnings": manifest.get("warnings", []), "provenance": provenance(manifest), "parameters": manifest.get("parameters", {}), "closing": closing(manifest)})
-
-def build_pages(notebooks: str | Path, out: str | Path) -> None:
-    "Every notebook in a folder as a page, with its code."
-    import nbformat
-    out = Path(out)
-    for path in sorted(Path(notebooks).rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts: continue
-        notebook = nbformat.read(path, as_version=4)
-        title = next((line[2:] for line in notebook.cells[0].source.splitlines() if line.startswith("# ")), path.stem)
-        target = (out / path.relative_to(notebooks)).with_suffix(".html")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_page(notebook, {"title": title, "warnings": [], "provenance": [], "parameters": {}, "code": True}), encoding="utf-8")
 
 def write_report(notebook, manifest: dict, path: Path) -> None:
     "Render a report into a file."

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import plots, store
-from .core import InputError, Settings
+from .core import NO_FORMULAS, InputError, Settings
 from .diagnostics import diagnose, findings_table
 from .rating import Rated, Ratings
 from .summaries import Summary, headline_boxes, ranks, summarise
@@ -135,7 +135,7 @@ class Results:
     def __repr__(self): return "\n".join([repr(headline(self)), *self.manifest["warnings"]])
 
     def _repr_html_(self):
-        return headline(self)._repr_html_() + "".join(f"<p>{escape(warning)}</p>" for warning in self.manifest["warnings"])
+        return headline(self)._repr_html_() + "".join(f"<p {NO_FORMULAS}>{escape(warning)}</p>" for warning in self.manifest["warnings"])
 
 # %% ../nbs/32_results.ipynb #cell-005
 def _levels(frame: pd.DataFrame, by: str) -> np.ndarray:
@@ -156,7 +156,7 @@ class Table:
         head = "".join(f"<th scope='col' style='text-align:left'>{escape(str(name))}</th>" for name in self.frame.columns)
         body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{escape(str(value))}</td>" for value in row) + "</tr>" for row in self.frame.itertuples(index=False))
         caption = f"<caption style='text-align:left'>{escape(self.caption)}</caption>" if self.caption else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table {NO_FORMULAS}>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __repr__(self): return (self.caption + "\n" if self.caption else "") + self.frame.to_string(index=False)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 
-from .core import InputError, choose, content_hash, shipped
+from .core import NO_FORMULAS, InputError, choose, content_hash, shipped
 
 # %% ../nbs/01_scales.ipynb #cell-005
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ReferenceSet:
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{point}</th><td style='text-align:left'>{escape(anchor)}</td></tr>" for point, anchor in enumerate(self.anchors, 1))
-        return (f"<table><caption style='text-align:left'><b>{escape(self.id)}</b> v{self.version}, {escape(self.locale)}, "
+        return (f"<table {NO_FORMULAS}><caption style='text-align:left'><b>{escape(self.id)}</b> v{self.version}, {escape(self.locale)}, "
                 f"<code>{self.hash[:12]}</code></caption>{rows}</table>")
 
 # %% ../nbs/01_scales.ipynb #cell-011

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from .calls import discard_journal
-from .core import InputError, Settings, SSRError, file_hash
+from .core import NO_FORMULAS, InputError, Settings, SSRError, file_hash
 
 # %% ../nbs/30_store.ipynb #cell-005
 SCHEMA_VERSION = 2
@@ -66,13 +66,14 @@ class Run:
     def _repr_html_(self):
         rows = "".join(f"<tr><th style='text-align:left'>{escape(str(name))}</th><td style='text-align:left'>{escape(str(self.manifest.get(name)))}</td></tr>"
                        for name in ("run_id", "status", "notebook", "llm_model", "embedding_model", "answers", "seconds", "fingerprint", "error") if self.manifest.get(name) is not None)
-        return f"<table>{rows}</table>"
+        return f"<table {NO_FORMULAS}>{rows}</table>"
 
 def open_run(
     run: str | Path,  # a run's id, or the path of any run folder
-    runs: Path = Path("runs"),
+    runs: str | Path | None = None,  # SSR_RUNS by default
 ) -> Run:
     "A run by its id or any path."
+    runs = Settings.from_environment().runs if runs is None else runs
     for folder in (Path(runs) / str(run), Path(run)):
         if (folder / "run.json").is_file(): return Run(folder)
     raise InputError(f"run {str(run)!r} is neither an id in {str(runs)!r} nor a run folder: 'ssr runs list' shows what there is")
@@ -224,11 +225,11 @@ def rebuild(runs: Path) -> int:
 
 # %% ../nbs/30_store.ipynb #cell-014
 def connect(
-    runs: str | Path = "runs",
+    runs: str | Path | None = None,  # SSR_RUNS by default
 ):
     "A DuckDB connection whose views show every finished run in `runs`, in the log or pending; it locks nothing."
     import duckdb
-    runs = Path(runs)
+    runs = Settings.from_environment().runs if runs is None else Path(runs)
     if not runs.is_dir(): raise InputError(f"runs folder {str(runs)!r} does not exist: run a survey first, or give another folder")
     enter_pending(runs)
     found = list_runs(runs)
