@@ -25,7 +25,7 @@ test: setup  ## everything that needs wheels only: clean notebooks, export in sy
 	$(BIN)/python tests/check_sources.py
 	$(BIN)/ruff check nbs tests benchmarks
 	$(BIN)/nbdev_test --path nbs --skip_folder_re '^(surveys|templates|images)$$' --n_workers 2 --do_print
-	$(BIN)/pytest -q -m 'not system and not soak and not live'
+	$(BIN)/pytest -q -n 2 -m 'not system and not soak and not live'
 
 test-system: setup  ## what needs system packages (a browser) or a second environment
 	sh tests/system_packages.sh

@@ -22,9 +22,10 @@ runs_app = typer.Typer(no_args_is_help=True, help="What runs left: list, show, c
 @runs_app.command("list")
 def runs_list(runs: RunsFolder = None, as_json: AsJson = False):
     "The finished runs, newest first."
-    from ssr_nb.store import list_runs
+    from ssr_nb.store import enter_pending, list_runs
     folder = settings_of(runs).runs
     if not folder.is_dir(): raise InputError(f"runs folder {str(folder)!r} does not exist: run a survey first, or give another folder")
+    enter_pending(folder)
     names = ("run_id", "status", "notebook", "llm_model", "answers", "seconds", "cost_usd", "fingerprint", "parent")
     rows = [{name: run.manifest.get(name) for name in names} for run in reversed(list_runs(folder))]
     if as_json: return show(rows, True)

@@ -6,7 +6,7 @@
 __all__ = ['BACKENDS', 'combinations', 'parse_grid', 'finished_jobs', 'Sweep', 'sweep']
 
 # %% ../nbs/42_sweeps.ipynb #cell-002
-import json, threading
+import json, os, socket, threading, time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -66,10 +66,25 @@ def finished_jobs(
 
 # %% ../nbs/42_sweeps.ipynb #cell-010
 BACKENDS = ("loky", "dask", "ray")
+def _end_with(sweep: tuple[str, int]) -> None:
+    "End this worker when the process that began the sweep is gone, if it ran on this machine: a job without a sweep would be done twice."
+    host, pid = sweep
+    if host != socket.gethostname() or pid == os.getpid() or pid in _watched: return
+    _watched.add(pid)
+    def watch() -> None:
+        while True:
+            time.sleep(.3)
+            try: os.kill(pid, 0)
+            except ProcessLookupError: os._exit(1)
+            except PermissionError: pass
+    threading.Thread(target=watch, daemon=True).start()
+
+_watched: set[int] = set()
 _one_at_a_time = threading.Lock()  # within a process: a job hands its folder to its kernel by the environment
 
-def _job(notebook: str, parameters: dict, settings: Settings, origin: dict) -> tuple[str | None, str | None]:
+def _job(notebook: str, parameters: dict, settings: Settings, origin: dict, sweep: tuple[str, int]) -> tuple[str | None, str | None]:
     "One job in a worker: the run's id, and what is wrong."
+    _end_with(sweep)
     with _one_at_a_time:
         try:
             if done := finished_jobs(notebook, [parameters], settings.runs)[0]: return done.run_id, shortfall(done)
@@ -169,7 +184,7 @@ def sweep(
         watch = _Watch(len(missing), settings.runs, progress)
         try:
             with _backend(backend, min(whole_number("jobs", jobs), len(missing)), address):
-                ended = Parallel(return_as="generator_unordered")(delayed(_numbered)(place, str(path), todo[place], settings, origin) for place in missing)
+                ended = Parallel(return_as="generator_unordered")(delayed(_numbered)(place, str(path), todo[place], settings, origin, (socket.gethostname(), os.getpid())) for place in missing)
                 for place, (run_id, problem) in ended:
                     rows[place] = _row(todo[place], run_id, "complete" if problem is None else "failed", problem)
                     watch.step()

@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from .core import InputError, whole_number
+from .core import InputError, SSRError, whole_number
 
 # %% ../nbs/08_weighting.ipynb #cell-005
 def is_missing(value) -> bool:
@@ -186,7 +186,10 @@ def _cell_counts(keys: list[tuple], there: list[int], mass: list[float], wanted:
     sums = np.array([(table[name] == level).to_numpy(dtype=float) for name, counts in wanted.items() for level, count in counts.items() if count])
     exact = np.array([count for counts in wanted.values() for count in counts.values() if count], dtype=float)
     one, nothing = np.eye(n), np.zeros_like(sums)
-    found = milp(np.r_[np.zeros(n), np.ones(n)], integrality=np.r_[np.ones(n), np.zeros(n)], bounds=Bounds(np.zeros(2 * n), np.r_[np.array(there, dtype=float), np.full(n, np.inf)]),
-                 constraints=[LinearConstraint(np.hstack([sums, nothing]), exact, exact), LinearConstraint(np.hstack([one, -one]), -np.inf, expected), LinearConstraint(np.hstack([one, one]), expected, np.inf)])
+    constraints = [LinearConstraint(np.hstack([sums, nothing]), exact, exact), LinearConstraint(np.hstack([one, -one]), -np.inf, expected), LinearConstraint(np.hstack([one, one]), expected, np.inf)]
+    for presolve in (True, False):  # the solver gives up on one problem in some hundred with presolve, and solves those without
+        found = milp(np.r_[np.zeros(n), np.ones(n)], integrality=np.r_[np.ones(n), np.zeros(n)], bounds=Bounds(np.zeros(2 * n), np.r_[np.array(there, dtype=float), np.full(n, np.inf)]), constraints=constraints, options={"presolve": presolve})
+        if found.status in (0, 2): break
+    if found.status not in (0, 2): raise SSRError(f"quotas of {', '.join(wanted)} could not be solved ({found.message}): ask for other numbers, or give another seed")
     if found.x is None: raise InputError(f"quotas of {', '.join(wanted)} cannot be met together by these respondents: ask for fewer, or draw more people first")
     return np.round(found.x[:n]).astype(int).tolist()
