@@ -193,7 +193,7 @@ def link_pages(
         page.body = re.sub(r'(<a\b[^>]*?\bhref=")([^"]*)("[^>]*>)(.*?)</a>', anchor, page.body, flags=re.DOTALL)
         page.body = re.sub(r'(<img\b[^>]*?\bsrc=")([^"]*)(")', image, page.body)
 
-GUIDE_ORDER = ("first_survey", "the_method", "reading_a_report", "own_construct", "paid_models", "validating", "better_rating", "limits")
+GUIDE_ORDER = ("first_survey", "the_method", "reading_a_report", "own_construct", "own_panel", "paid_models", "many_runs", "publishing", "sql", "validating", "better_rating", "limits")
 
 def guide_notebooks(
     folder: Path | None = None,  # the shipped guide by default
