@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, command
+from ssr_nb.limits import Limits
 
 pytestmark = pytest.mark.system
 CHROMIUM = shutil.which("chromium")
@@ -56,7 +57,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_answers(tmp_path, server):
         asked = len(server.asked)
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
         again = command("run", "concept_test", "-p", "llm_model", "stand-in", "-p", "cohort_size", "60", "--json", env=environment)
-        assert again.returncode == 0 and json.loads(again.stdout)["journalled"] >= asked - 20
+        assert again.returncode == 0 and json.loads(again.stdout)["journalled"] >= max(asked - 2 * Limits().most_concurrency, 50)  # on their way to us or to the disk
     finally: subprocess.run(["umount", disk], check=True)
 
 
