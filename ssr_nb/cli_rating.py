@@ -51,14 +51,15 @@ def rate(file: Annotated[Path, typer.Argument(help="A CSV or Parquet file with o
 def validate_rating(file: Annotated[Path, typer.Argument(help="A CSV or Parquet file with one text a row, and what its author or a reader rated it.")],
                     text_column: Annotated[str, typer.Option(help="The column of texts.")],
                     rating_column: Annotated[str, typer.Option(help="The column of people's ratings, whole numbers from 1.")],
-                    construct: Annotated[str, typer.Option(help="A shipped construct, or a YAML file.")],
+                    construct: Annotated[str, typer.Option(help="A shipped construct, or a YAML file; the anchors of several with commas are compared, and the first is the headline's.")],
                     scale_points: Annotated[int, typer.Option(help="Points of the scale.")] = 5,
                     embedding_model: Annotated[str, typer.Option(help="What the texts are embedded with; several with commas are compared.")] = "minilm",
                     rater: Annotated[str, typer.Option(help="ssr, or another rater by its name.")] = "ssr",
                     runs: RunsFolder = None, as_json: AsJson = False):
     "The rating claim: do ratings read what people wrote? Rank correlation, agreement, calibration, baselines, in a report."
     from ssr_nb.jobs import run_notebook
-    given = {"file": str(file.resolve()), "text_column": text_column, "rating_column": rating_column, "construct": construct, "scale_points": scale_points, "embedding_models": embedding_model, "rater": rater}
+    first, *others = construct.split(",")
+    given = {"file": str(file), "text_column": text_column, "rating_column": rating_column, "construct": first, "other_constructs": others, "scale_points": scale_points, "embedding_models": embedding_model, "rater": rater}
     tell_run(run_notebook("validate_rating", given, settings_of(runs), progress=not as_json), as_json)
 
 @validate_app.command("panel")
@@ -67,7 +68,7 @@ def validate_panel(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A
                    runs: RunsFolder = None, as_json: AsJson = False):
     "The panel claim: do personas answer as people did? Fidelity to human marginals beside every baseline, in a report."
     from ssr_nb.jobs import run_notebook
-    given = {"folder": str(folder.resolve()), **dict(item.split("=", 1) for item in parameter)}
+    given = {"folder": str(folder), **dict(item.split("=", 1) for item in parameter)}
     tell_run(run_notebook("validate_panel", given, settings_of(runs), progress=not as_json), as_json)
 
 @anchors_app.command("check")

@@ -9,7 +9,7 @@ __all__ = ['MAJORITY', 'ONE_PERSON', 'TRAINED', 'BASELINES', 'read_texts', 'trai
 # %% ../nbs/33_rating_validation.ipynb #cell-003
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -102,6 +102,7 @@ class RatingValidation:
     settings: dict  # construct, scale_points, rater, ssr_temperatures, ssr_epsilons, point_rule, trained_baseline, resamples, seed
     source: dict  # file name, hash and columns
     identities: dict[str, str]  # embedding model -> identity of its weights
+    others: dict[str, Rated] = field(default_factory=dict)  # by construct: what its anchors read in the same texts, by the first embedding model
 
     @property
     def k(self) -> int: return self.settings["scale_points"]
@@ -116,6 +117,15 @@ class RatingValidation:
     def name(self) -> str:
         "What the headline's source is called."
         return f"{self.settings['rater']}, {next(iter(self.rated))}"
+
+    def _each(self) -> list[tuple[str, str, Rated]]:
+        "Construct, embedding model and ratings, the headline's first."
+        main = self.settings["construct"]
+        return [(main, model, rated) for model, rated in self.rated.items()] + [(construct, next(iter(self.rated)), rated) for construct, rated in self.others.items()]
+
+    def _sets(self) -> dict[str, tuple[ReferenceSet, ...]]:
+        "The reference sets of each construct."
+        return {construct: rated.reference_sets for construct, _, rated in self._each() if isinstance(rated, Ratings)}
 
     def _counts(self) -> np.ndarray | None: return None if self.texts["counts"].isna().all() else np.stack(self.texts["counts"])
     def _cluster(self) -> np.ndarray | None: return None if self.texts["cluster"].isna().all() else self.texts["cluster"].to_numpy()
@@ -141,20 +151,20 @@ class RatingValidation:
 
     @cached_property
     def comparison(self) -> pd.DataFrame:
-        "One row a setting: embedding model, reference sets, temperature, ε, and the measures; Spearman with its interval."
+        "One row a setting: construct, embedding model, reference sets, temperature, ε, and the measures; Spearman with its interval."
         rows = []
-        for model, rated in self.rated.items():
-            if not isinstance(rated, Ratings): rows.append((model, "", np.nan, np.nan, rated.pmf)); continue
+        for construct, model, rated in self._each():
+            if not isinstance(rated, Ratings): rows.append((construct, model, "", np.nan, np.nan, rated.pmf)); continue
             ids = [one.id for one in rated.reference_sets]
             scored = (rated.status == "ok")[:, None]
             for label, chosen in {"all": slice(None), **({one: [place] for place, one in enumerate(ids)} if len(ids) > 1 else {})}.items():
                 for temperature in self.settings["ssr_temperatures"]:
-                    for epsilon in self.settings["ssr_epsilons"]: rows.append((model, label, temperature, epsilon, np.where(scored, pmfs(rated.similarities[:, chosen], temperature, epsilon), np.nan)))
+                    for epsilon in self.settings["ssr_epsilons"]: rows.append((construct, model, label, temperature, epsilon, np.where(scored, pmfs(rated.similarities[:, chosen], temperature, epsilon), np.nan)))
         found = []
         for *setting, pmf in rows:
             table = self._agreement(pmf, resamples=min(200, self.settings["resamples"])).set_index("measure")
             found.append([*setting, *table.loc["spearman", ["value", "low", "high"]], *table["value"].drop("spearman")])
-        return pd.DataFrame(found, columns=["embedding_model", "reference_sets", "ssr_temperature", "ssr_epsilon", "spearman", "low", "high", *table.index.drop("spearman")])
+        return pd.DataFrame(found, columns=["construct", "embedding_model", "reference_sets", "ssr_temperature", "ssr_epsilon", "spearman", "low", "high", *table.index.drop("spearman")])
 
     @cached_property
     def by_rule(self) -> pd.DataFrame:
@@ -189,9 +199,9 @@ class RatingValidation:
     def stored(self) -> dict[str, pd.DataFrame]:
         "The tables that nothing else gives back: the texts, and what each model made of them."
         parts = []
-        for model, one in self.rated.items():
+        for construct, model, one in self._each():
             kept = {"similarities": [row.tolist() for row in one.similarities], "pmf": None} if isinstance(one, Ratings) else {"similarities": None, "pmf": list(one.pmf)}
-            parts.append(pd.DataFrame({"embedding_model": model, "text_id": self.texts["text_id"], "status": one.status, **kept}))
+            parts.append(pd.DataFrame({"construct": construct, "embedding_model": model, "text_id": self.texts["text_id"], "status": one.status, **kept}))
         return {"texts": self.texts, "rated_texts": pd.concat(parts, ignore_index=True)}
 
     def headline(self) -> pd.DataFrame:
@@ -210,7 +220,7 @@ class RatingValidation:
 
     def manifest(self) -> dict:
         "What identifies the validation, and its headline."
-        sets = getattr(next(iter(self.rated.values())), "reference_sets", ())
+        sets = [one for found in self._sets().values() for one in found]
         lost = int((next(iter(self.rated.values())).status != "ok").sum())
         warnings = [f"{lost} of {len(self.texts)} texts could not be scored and are in no figure."] if lost else []
         if len(self.comparison) > 1: warnings.append(f"{len(self.comparison)} settings are compared on the same texts: the best of them looks better than it is, and has to be tried on other texts.")
@@ -227,11 +237,10 @@ class RatingValidation:
 
     def _write(self, folder: Path) -> None:
         for name, table in (self.stored() | self.computed()).items(): store.write_table(table, folder / f"{name}.parquet")
-        sets = getattr(next(iter(self.rated.values())), "reference_sets", ())
-        if not sets: return
-        told = [{"id": one.id, "version": one.version, "locale": one.locale, "provenance": one.provenance, "anchors": list(one.anchors)} for one in sets]
+        if not self._sets(): return
+        def told(sets): return [{"id": one.id, "version": one.version, "locale": one.locale, "provenance": one.provenance, "anchors": list(one.anchors)} for one in sets]
         (folder / "inputs").mkdir(exist_ok=True)
-        anchors = [{"construct": sets[0].construct, "question": "not asked", "reference_sets": told}]
+        anchors = [{"construct": sets[0].construct, "question": "not asked", "reference_sets": told(sets)} for sets in self._sets().values()]
         (folder / "inputs/anchors.yaml").write_text(yaml.safe_dump(anchors, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
 
     def __repr__(self): return "\n".join([repr(Table(self.headline())), *self.manifest()["warnings"]])
@@ -241,9 +250,13 @@ def read_rating_validation(run: store.Run) -> RatingValidation:
     "A recorded validation, from its stored tables; nothing is embedded."
     texts, rated, settings = run.table("texts"), run.table("rated_texts"), run.manifest["validation"]
     anchors = run.folder / "inputs/anchors.yaml"
-    sets = parse_construct(yaml.safe_load(anchors.read_text(encoding="utf-8"))[0], "inputs/anchors.yaml").reference_sets if anchors.exists() else ()
-    parts = {model: _stored_rated(rows, sets, model) for model, rows in rated.groupby("embedding_model", sort=False)}
-    return RatingValidation(texts, parts, settings, run.manifest["source"], run.manifest["embedders"])
+    told = yaml.safe_load(anchors.read_text(encoding="utf-8")) if anchors.exists() else []
+    main, others = settings["construct"], settings.get("other_constructs", [])
+    sets = dict(zip([main, *others], [parse_construct(one, "inputs/anchors.yaml").reference_sets for one in told]))
+    if "construct" not in rated: rated = rated.assign(construct=main)  # of an older version
+    parts = {key: _stored_rated(rows, sets.get(key[0], ()), key[1]) for key, rows in rated.groupby(["construct", "embedding_model"], sort=False)}
+    return RatingValidation(texts, {model: one for (construct, model), one in parts.items() if construct == main}, settings, run.manifest["source"], run.manifest["embedders"],
+                            {construct: one for (construct, _), one in parts.items() if construct != main})
 
 @dataclass(frozen=True)
 class StoredRated(Rated):
@@ -290,16 +303,21 @@ def validate_rating(
     trained_baseline: bool = False,
     resamples: int = 1000,
     seed: int = 0,
+    other_constructs: Sequence[str] = (),  # whose anchors are tried on the same texts, by the first embedding model
 ) -> RatingValidation:
     "Rate texts that people rated, and compare."
     choose("point_rule", point_rule, RULES)
     if not embedding_models: raise InputError("embedding_models is empty: name at least one, such as minilm")
-    load_construct(construct)
-    settings = {"construct": Path(construct).name, "scale_points": whole_number("scale_points", scale_points, 2), "rater": rater, "locale": locale,
+    names = [Path(one).name for one in (construct, *other_constructs)]
+    if len(set(names)) < len(names): raise InputError(f"other_constructs is {list(other_constructs)!r} and the construct is {construct!r}: name each once")
+    if other_constructs and (rater != "ssr" or reference_sets): raise InputError(f"other_constructs is {list(other_constructs)!r}: leave rater and reference_sets as they are, since each construct brings its own anchors")
+    for one in (construct, *other_constructs): load_construct(one)
+    settings = {"construct": Path(construct).name, "other_constructs": names[1:], "scale_points": whole_number("scale_points", scale_points, 2), "rater": rater, "locale": locale,
                 "ssr_temperatures": _numbers("ssr_temperatures", ssr_temperatures), "ssr_epsilons": _numbers("ssr_epsilons", ssr_epsilons),
                 "point_rule": point_rule, "trained_baseline": trained_baseline, "resamples": whole_number("resamples", resamples), "seed": whole_number("seed", seed, 0)}
     texts = read_texts(file, text_column, rating_column, scale_points, pmf_columns, cluster_column, most_texts, seed)
     found = {model: _rate(rater, construct, model, scale_points, locale, list(reference_sets) if reference_sets else None, texts["text"].tolist()) for model in embedding_models}
+    others = {Path(one).name: _rate(rater, one, embedding_models[0], scale_points, locale, None, texts["text"].tolist())[0] for one in other_constructs}
     source = {"file": Path(file).name, "hash": file_hash(file), "text_column": text_column, "rating_column": rating_column, "pmf_columns": list(pmf_columns),
               "cluster_column": cluster_column, "most_texts": most_texts}
-    return RatingValidation(texts, {model: rated for model, (rated, _) in found.items()}, settings, source, {model: identity for model, (_, identity) in found.items()})
+    return RatingValidation(texts, {model: rated for model, (rated, _) in found.items()}, settings, source, {model: identity for model, (_, identity) in found.items()}, others)

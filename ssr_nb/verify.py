@@ -147,7 +147,8 @@ def verify(
 def _recompute(run: Run, report: Verification) -> Verification:
     "Compute a rating validation's tables anew from its stored similarities, and compare them."
     recorded_sets, again = {one["id"]: one["hash"] for one in run.manifest["reference_sets"]}, read_rating_validation(run)
-    for one in getattr(next(iter(again.rated.values())), "reference_sets", ()): _compare_set(one, recorded_sets, report)
+    for sets in again._sets().values():
+        for one in sets: _compare_set(one, recorded_sets, report)
     for name, computed in again.computed().items():
         report.tables[name] = len(computed)
         report.differences += compare(name, run.table(name), computed)

@@ -125,3 +125,10 @@ def test_the_rating_claim_of_a_file(tmp_path):
     run = next((tmp_path / "runs").glob("*/run.json")).parent
     assert "Spearman" in (run / "report.html").read_text()
     assert "Spearman" in done.stdout and "Spearman" in command("runs", "show", run).stdout
+    done = command("validate", "rating", "rated.csv", "--text-column", "text", "--rating-column", "rating", "--construct", "satisfaction,trust", "--runs", tmp_path / "more", cwd=tmp_path)
+    run = next((tmp_path / "more").glob("*/run.json")).parent
+    compared = pd.read_parquet(run / "comparison.parquet")
+    assert done.returncode == 0 and set(compared["construct"]) == {"satisfaction", "trust"} and str(tmp_path) not in (run / "report.html").read_text(), done.stderr
+    assert "every table is equal" in command("runs", "verify", run).stdout
+    twice = command("validate", "rating", "rated.csv", "--text-column", "text", "--rating-column", "rating", "--construct", "trust,trust", "--runs", tmp_path / "more", cwd=tmp_path)
+    assert twice.returncode == 1 and "name each once" in twice.stderr
