@@ -17,6 +17,7 @@ from . import __version__
 from .cli_options import AsJson, RunName, RunsFolder, settings_of, show, tell_run
 from .cli_rating import anchors_app, rate, validate_app
 from .cli_runs import runs_app
+from .cli_service import database_app, keys_app, serve, surveys_app
 from .core import InputError, SSRError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -38,8 +39,10 @@ def run(notebook: Annotated[str, typer.Argument(help="A survey notebook's path, 
     "Run a survey notebook as a job: checked, recorded, reported. Run it again after an interruption: it asks only for what is missing."
     from ssr_nb.jobs import read_parameters, run_notebook
     if help_parameters:
-        for one in read_parameters(notebook).values(): print(f"{one.name} ({one.type}, default {one.default!r})\n    {one.help}")
-        return
+        found = list(read_parameters(notebook).values())
+        if as_json: return show([vars(one) for one in found], True)
+        for one in found: print(f"{one.name} ({one.type}{' or none' if one.optional else ''}, default {one.default!r})\n    {one.help}")
+        return print("\nWrite a list with commas, a mapping as '{age_range: [18, 34]}', and 'none' for no value.")
     given = dict(item.split("=", 1) for item in parameter)
     tell_run(run_notebook(notebook, given, settings_of(runs), progress=not as_json), as_json)
 
@@ -123,6 +126,10 @@ app.command()(rate)
 app.add_typer(validate_app, name="validate")
 app.add_typer(anchors_app, name="anchors")
 app.add_typer(models_app, name="models")
+app.command()(serve)
+app.add_typer(keys_app, name="keys")
+app.add_typer(database_app, name="database")
+app.add_typer(surveys_app, name="surveys")
 
 # %% ../nbs/60_cli.ipynb #cell-007
 @models_app.command("list")
@@ -158,13 +165,18 @@ def models_pull(name: Annotated[Optional[list[str]], typer.Argument(help="Embedd
     for one, path in paths.items(): print(f"{one:16} verified, {path}")
 
 @app.command()
-def doctor(runs: RunsFolder = None, as_json: AsJson = False):
+def doctor(runs: RunsFolder = None, production: Annotated[bool, typer.Option("--production", help="Examine a service before it is relied upon: settings, schema, keys, workers, scheduler. DATABASE_URL and REDIS_URL name it.")] = False, as_json: AsJson = False):
     "What is present, what is missing, and how to mend it."
-    from ssr_nb.doctor import examine
-    checks = examine(settings_of(runs))
+    if production:
+        from ssr_nb.service.checklist import examine_production
+        from ssr_nb.service.settings import ServiceSettings
+        checks, absent = examine_production(ServiceSettings.from_environment(check=False)), "advised"
+    else:
+        from ssr_nb.doctor import examine
+        checks, absent = examine(settings_of(runs)), "absent "
     if as_json: show(checks, True)
     else:
-        for check in checks: print(f"{'ok     ' if check['ok'] else 'MISSING' if check['needed'] else 'absent '}  {check['what']:28} {check['found']}" + (f"\n         → {check['mend']}" if check["mend"] else ""))
+        for check in checks: print(f"{'ok     ' if check['ok'] else 'MISSING' if check['needed'] else absent}  {check['what']:28} {check['found']}" + (f"\n         → {check['mend']}" if check["mend"] else ""))
     if any(check["needed"] and not check["ok"] for check in checks): raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #cell-009

@@ -119,11 +119,14 @@ def runs_gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say wh
             runs: RunsFolder = None, as_json: AsJson = False):
     "Hold the caches to their limits (SSR_CACHE_DAYS, SSR_CACHE_GB) and remove what killed processes left. Finished runs are never touched."
     from dataclasses import asdict
-    from ssr_nb.housekeeping import gc
-    found = gc(settings_of(runs), not dry_run, journals, keep_days)
+    from ssr_nb.housekeeping import gc, unfinished
+    settings = settings_of(runs)
+    found = gc(settings, not dry_run, journals, keep_days)
     if as_json: return show([asdict(one) for one in found], True)
-    for one in found: print(f"{one.what:60} {one.rows:7,} rows {'would be ' if dry_run else ''}removed")
-    if not found: print("nothing to remove")
+    removed = [one for one in found if one.rows or one.bytes]
+    for one in removed: print(f"{one.what:60} {one.rows:7,} {'row' if one.rows == 1 else 'rows'} {'would be ' if dry_run else ''}removed")
+    for path in [] if journals else unfinished(settings): print(f"answers of the unfinished survey {path.stem} are kept, to go on from; --journals removes them")
+    if not removed: print("nothing to remove")
 
 @runs_app.command("rebuild")
 def runs_rebuild(runs: RunsFolder = None, as_json: AsJson = False):

@@ -68,11 +68,11 @@ def file_hash(path: str | Path) -> str:
 
 # %% ../nbs/00_core.ipynb #cell-017
 def shipped(folder: str) -> Path:
-    "The folder of shipped files called `folder`: `reference_sets`, `panels`, `surveys`, `guide` or `templates`."
+    "The folder of shipped files called `folder`: `reference_sets`, `panels`, `surveys`, `guide`, `templates` or `example`, a folder with one run."
     packaged = Path(str(files("ssr_nb"))) / "data" / folder
     if packaged.is_dir(): return packaged
     checkout = Path(str(files("ssr_nb"))).parent
-    return checkout / ("." if folder == "reference_sets" else "nbs") / folder
+    return checkout / {"reference_sets": ".", "example": "runs"}.get(folder, "nbs") / folder
 
 # %% ../nbs/00_core.ipynb #cell-020
 def _cache_folder() -> Path:

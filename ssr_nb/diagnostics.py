@@ -7,8 +7,9 @@ __all__ = ['NOTHING', 'PEOPLE_COSINE', 'COLLAPSED_COSINE', 'Finding', 'findings_
            'compression', 'near_duplicates', 'collapse', 'sensitivity', 'failures', 'drift', 'diagnose']
 
 # %% ../nbs/06_diagnostics.ipynb #cell-003
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,17 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
 
 def _unmeasured(name: str, why: str, mend: str, value: float = float("nan")) -> Finding: return Finding(name, why, value, NOTHING, False, mend)
 
+def _draws(n: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
+    "How often each of n respondents is drawn, in blocks (b, n); those of small panels are kept, since several checks draw the same."
+    return _kept_draws(n, resamples, seed) if n * resamples <= 2_000_000 else _new_draws(n, resamples, seed)
+
+def _new_draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    generator, block = np.random.default_rng(seed), max(1, 2_000_000 // n)
+    for start in range(0, resamples, block): yield generator.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)).astype(float)
+
+@lru_cache(maxsize=2)
+def _kept_draws(n: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]: return tuple(_new_draws(n, resamples, seed))
+
 def _bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray],  # how often each respondent is drawn (b, n) -> (b,)
     n: int,  # respondents
@@ -44,9 +56,7 @@ def _bootstrap(
 ) -> tuple[float, float]:
     "A 95 % percentile interval over respondents, in blocks that stay small."
     if n < FEWEST: return NOTHING
-    generator, block, parts = np.random.default_rng(seed), max(1, 2_000_000 // n), []
-    for start in range(0, resamples, block): parts.append(statistic(generator.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)).astype(float)))
-    drawn = np.concatenate(parts)
+    drawn = np.concatenate([statistic(counts) for counts in _draws(n, resamples, seed)])
     drawn = drawn[np.isfinite(drawn)]
     return tuple(np.percentile(drawn, [2.5, 97.5]).tolist()) if len(drawn) else NOTHING
 
@@ -68,7 +78,7 @@ def representativeness(
     seed: int = 0,
 ) -> list[Finding]:  # one an attribute
     "Whether the shares of a panel are those of its population."
-    from scipy.stats import norm
+    from scipy.special import ndtri
     measured = {name: _against(counts.get(name, {}), shares, name, seed) for name, shares in targets.items()}
     tested = [name for name, (_, p, *_) in measured.items() if not np.isnan(p)]
     corrected = dict(zip(tested, _holm([measured[name][1] for name in tested])))
@@ -79,7 +89,7 @@ def representativeness(
             continue
         gap = share - wanted
         worst = int(np.abs(gap).argmax())
-        low, high = _wilson(share[worst], n, norm.ppf(1 - .025 / len(levels)))
+        low, high = _wilson(share[worst], n, ndtri(1 - .025 / len(levels)))
         flag = bool(corrected[name] < .05 and abs(gap[worst]) > tolerance)
         what = f"Of {n:.0f} respondents {share[worst]:.0%} have the {name} {levels[worst]!r}, and {wanted[worst]:.0%} of the population; p = {corrected[name]:.2g} for {name} as a whole, corrected for {len(tested)} attribute(s)."
         found.append(Finding(f"representativeness ({name})", what, float(gap[worst]), (float(low - wanted[worst]), float(high - wanted[worst])), flag,
@@ -220,6 +230,7 @@ def collapse(
     np.add.at(mean, place, unit)
     mean /= np.bincount(place)[:, None]
     own = (mean**2).sum(axis=1)
+    if len(people) < mean.shape[1]: mean = np.linalg.qr(mean.T, mode="r").T  # the same products in fewer dimensions
 
     def cosine(counts):  # pairs of different respondents only: a respondent who is drawn twice is no pair
         with np.errstate(invalid="ignore", divide="ignore"): return (((counts @ mean)**2).sum(axis=1) - counts**2 @ own) / (counts.sum(axis=1)**2 - (counts**2).sum(axis=1))

@@ -24,6 +24,7 @@ def examine(settings: Settings) -> list[dict]:  # of what, ok, found, mend, need
     "One row for each thing that can be missing."
     from ssr_nb.embedders import MiniLM
     from ssr_nb.provider_local import EMBEDDED_MODELS, model_path
+    from ssr_nb.publishing import BROWSERS, find_browser
     checks = [_check("Python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or later")]
     for name, folder in (("runs folder", settings.runs), ("cache folder", settings.cache)):
         checks.append(_check(name, _writable(folder), str(folder), f"make {folder} writable, or set {'SSR_RUNS' if name.startswith('runs') else 'SSR_CACHE'}"))
@@ -39,6 +40,6 @@ def examine(settings: Settings) -> list[dict]:  # of what, ok, found, mend, need
     for provider, key, has_key, url in (("OpenAI, or a server that speaks its protocol", "OPENAI_API_KEY", settings.has_openai_key, settings.openai_base_url), ("Google", "GOOGLE_API_KEY", settings.has_google_key, settings.google_base_url)):
         found = ", ".join(part for part in (f"{key} is set" if has_key else "", url or "") if part)
         checks.append(_check(provider, bool(found), found or "no key", f"set {key}" + (", or OPENAI_BASE_URL for a server of your own" if key.startswith("OPENAI") else ""), needed=False))
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    checks.append(_check("browser for PDF", browser is not None, Path(browser).name if browser else "none", "install Chromium to make PDF files of reports", needed=False))
+    browser = find_browser()
+    checks.append(_check("Chromium, for PDF", browser is not None, browser or f"none of {', '.join(BROWSERS)}", "install Chromium for PDF files of reports; all else works without", needed=False))
     return checks

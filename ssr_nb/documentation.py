@@ -104,6 +104,8 @@ def _surveys(folder: Path) -> Iterable[Path]:
     "The survey notebooks; the one that everybody starts with comes first."
     return sorted(folder.glob("*.ipynb"), key=lambda path: (path.stem != "concept_test", path.stem))
 
+def _module_name(path: Path, notebooks: Path) -> str: return ".".join((*path.relative_to(notebooks).parts[:-1], path.stem.split("_", 1)[1]))
+
 def build_docs(
     notebooks: str | Path = "nbs",  # the folder of all notebooks
     out: str | Path = "_docs",  # the site's folder
@@ -114,7 +116,7 @@ def build_docs(
     from tqdm.auto import tqdm
     notebooks = Path(notebooks)
     if not (notebooks / "index.ipynb").is_file(): raise InputError(f"notebooks is {str(notebooks)!r}, which has no index.ipynb: name the folder of the notebooks")
-    modules = {path: path.stem.split("_", 1)[1] for path in sorted(notebooks.glob("[0-9]*.ipynb"))}
+    modules = {path: _module_name(path, notebooks) for where in ("", "service") for path in sorted((notebooks / where).glob("[0-9]*.ipynb"))}
     todo = [(notebooks / "index.ipynb", "index.html", "", {}), *((path, f"guide/{path.stem}.html", "Guide", {}) for path in guide_notebooks(notebooks / "guide")),
             *((path, f"surveys/{path.stem}.html", "Surveys", {"hidden": True}) for path in _surveys(notebooks / "surveys")),
             *((path, f"modules/{name}.html", "Modules", {"source": _module_source}) for path, name in modules.items())]

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from .core import InputError, SSRError, Settings, file_hash, vector_key
-from .limits import Limits, TransientError, pause_before
+from .limits import Limits, TransientError, Unavailable, pause_before
 from .pricing import Price, count_tokens, price_of
 
 # %% ../nbs/23_embedders.ipynb #cell-004
@@ -208,7 +208,7 @@ class HostedEmbedder(CachedEmbedder):
                 vectors = self._checked(batch, fault)
                 return vectors
             except TransientError as error:
-                if attempt == self.limits.attempts: raise SSRError(f"embedding_model {self.name!r} failed after {attempt} attempts ({error}): run again later; every vector so far is kept") from None
+                if attempt == self.limits.attempts: raise Unavailable(f"embedding_model {self.name!r} failed after {attempt} attempts ({error}): run again later; every vector so far is kept") from None
                 time.sleep(pause_before(attempt, error, self.limits))
 
     def _checked(self, batch: list[str], fault: Callable[[np.ndarray], str | None]) -> np.ndarray:

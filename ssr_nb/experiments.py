@@ -16,10 +16,9 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from .core import InputError, non_negative, whole_number
-from .summaries import bounded_interval
+from .core import NO_FORMULAS, InputError, non_negative, whole_number
+from .summaries import bounded_interval, ranks
 
 FEWEST_WORDINGS = 6  # with five, the smallest two-sided p is 2 / 2⁵ = .06
 MOST_FLIPS = 10_000  # up to so many, all of them are enumerated; beyond, so many are drawn
@@ -49,6 +48,7 @@ def paired_t_test(
     differences: np.ndarray,  # (…, respondents, wordings)
 ) -> np.ndarray:  # (…,)
     "The wrong way, for teaching: a t-test over respondents, as if the wordings were all there are."
+    from scipy import stats
     return stats.ttest_1samp(np.asarray(differences).mean(axis=-1), 0, axis=-1).pvalue
 
 def within_persona_permutation(
@@ -102,6 +102,7 @@ def _crossed(wordings: np.ndarray, respondents: np.ndarray, residual: np.ndarray
 
 def _pair(concept: str, other: str, differences: pd.DataFrame, weights: np.ndarray, level: float, seed: int) -> dict:
     "One row of a comparison, and the differences within its wordings."
+    from scipy import stats
     (n, wordings), quantile = differences.shape, (1 + level) / 2
     means, influence = _influences(differences.to_numpy(), weights)
     effect, of_wordings, of_respondents = means.mean(), np.nan, np.nan
@@ -166,7 +167,7 @@ class Comparison:
                              f"power at {self.stated_effect:g}": number("power", ".0%"), "found at 80 % power": number("detectable", ".2f"), "conclusion": rows["conclusion"]})
 
     def __repr__(self): return "\n".join([self.shown().to_string(index=False), *self.notes])
-    def _repr_html_(self): return self.shown().to_html(index=False, border=0) + "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+    def _repr_html_(self): return f"<div {NO_FORMULAS}>{self.shown().to_html(index=False, border=0)}{''.join(f'<p>{escape(note)}</p>' for note in self.notes)}</div>"
 
 def compare(
     ratings: pd.DataFrame,  # one row an answer: concept, wording, respondent, the value and, if wanted, sample and weight; rows without a value are left out
@@ -178,7 +179,8 @@ def compare(
     "Compare all pairs of concepts that the same respondents were asked about in several wordings."
     alpha, rated = 1 - level, _checked(ratings, value, level)
     non_negative("stated_effect", stated_effect)
-    means = rated.groupby("concept", sort=False)[value].mean().sort_values(ascending=False, kind="stable")
+    means = rated.groupby("concept", sort=False)[value].mean()
+    means = means[ranks(means).sort_values(kind="stable").index]
     if len(means) < 2: raise InputError(f"ratings have the {'single concept ' + repr(means.index[0]) if len(means) else 'scored answers of no concept'}: compare at least two")
     pairs = []
     weight = rated.groupby("respondent")["weight"].first() if "weight" in rated else None
@@ -251,7 +253,7 @@ class VarianceComponents:
         return pd.concat([table, pd.DataFrame([{"source": f"{small.sum()} further interactions", "levels": "", "variance": f"{self.frame.loc[small, 'variance'].clip(lower=0).sum():.3f}", "share": f"{self.frame.loc[small, 'share'].sum():.0%}"}])]) if small.any() else table
 
     def __repr__(self): return self._shown().to_string(index=False)
-    def _repr_html_(self): return self._shown().to_html(index=False, border=0)
+    def _repr_html_(self): return f"<div {NO_FORMULAS}>{self._shown().to_html(index=False, border=0)}</div>"
 
 def _terms(factors: list[str], sample: bool) -> dict[str, tuple[str, ...]]:
     "The sources of variance by name, with the factors that index each, the last the residual."
@@ -323,7 +325,7 @@ class Power:
 
     def _shown(self) -> pd.DataFrame: return self.frame.pivot(index="n_respondents", columns="n_wordings", values="power").map("{:.0%}".format).rename_axis(index="respondents", columns="wordings")
     def __repr__(self): return f"{self._shown().to_string()}\n{self.told}"
-    def _repr_html_(self): return self._shown().to_html(border=0) + f"<p>{escape(self.told)}</p>"
+    def _repr_html_(self): return f"<div {NO_FORMULAS}>{self._shown().to_html(border=0)}<p>{escape(self.told)}</p></div>"
 
 def power(
     effect: float,  # the true difference, in points of the scale
@@ -335,6 +337,7 @@ def power(
     samples: int = 2, simulations: int = 2000, seed: int = 0, level: float = 0.95,
 ) -> Power:
     "How often a comparison of two concepts finds the effect."
+    from scipy import stats
     for name, given in (("wording_sd", wording_sd), ("persona_sd", persona_sd), ("residual_sd", residual_sd)): non_negative(name, given)
     for name, given in (("samples", samples), ("simulations", simulations)): whole_number(name, given)
     listed = lambda name, given, least: [whole_number(name, one, least) for one in (given if isinstance(given, Iterable) else [given])]

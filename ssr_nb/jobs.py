@@ -87,9 +87,11 @@ def _convert(parameter: Parameter, value: object) -> object:
         if wanted == "bool": return _boolean(name, value)
         if wanted == "dict": return _mapping(name, value)
         try: return {"int": int, "float": float}[wanted](value)
-        except ValueError: raise InputError(f"parameter {name!r} is {value!r}: give {'a whole number' if wanted == 'int' else 'a number'}, such as {parameter.default}") from None
-    if isinstance(value, bool) != (wanted == "bool") or not isinstance(value, _TYPES[wanted]): raise InputError(f"parameter {name!r} is {value!r}: give a value of type {wanted}, such as {parameter.default!r}")
+        except ValueError: raise InputError(f"parameter {name!r} is {value!r}: give {'a whole number' if wanted == 'int' else 'a number'}{_example(parameter)}") from None
+    if isinstance(value, bool) != (wanted == "bool") or not isinstance(value, _TYPES[wanted]): raise InputError(f"parameter {name!r} is {value!r}: give a value of type {wanted}{_example(parameter)}")
     return float(value) if wanted == "float" else value
+
+def _example(parameter: Parameter) -> str: return ", or none" if parameter.default is None else f", such as {parameter.default!r}"
 
 def _mapping(name: str, value: str) -> dict:
     import yaml
@@ -142,6 +144,14 @@ def _watch(file: Path, stop: threading.Event) -> None:
         bar.update(state["done"] - bar.n)
     if bar is not None: bar.close()
 
+def _quiet_kernels():
+    "A manager of kernels whose own words, such as those of a kernel that is shut down in the middle of its work, nobody has to read."
+    from jupyter_client.manager import AsyncKernelManager
+    class QuietKernels(AsyncKernelManager):
+        async def start_kernel(self, **options):
+            return await super().start_kernel(stderr=subprocess.DEVNULL, **options)
+    return QuietKernels
+
 def _execute(path: Path, folder: Path, parameters: dict, progress: bool) -> str | None:  # the error, in one sentence
     "Execute a notebook by papermill into `folder`."
     import logging, warnings
@@ -156,7 +166,7 @@ def _execute(path: Path, folder: Path, parameters: dict, progress: bool) -> str 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             papermill.execute_notebook(str(path), str(folder / "notebook.ipynb"), parameters=parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=False, log_output=False,
-                                       extra_arguments=["--IPKernelApp.log_level=50"])
+                                       extra_arguments=["--IPKernelApp.log_level=50"], kernel_manager_class=_quiet_kernels())
     except PapermillExecutionError as error: return f"{error.evalue}" if error.ename in ("InputError", "SSRError") else f"{error.ename}: {error.evalue}"
     except KeyboardInterrupt: raise
     except Exception as error: return f"the notebook's kernel ended: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

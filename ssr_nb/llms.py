@@ -7,7 +7,9 @@ __all__ = ['PRESETS', 'LLM', 'BatchState', 'BatchLLM', 'most_tokens', 'most_cost
            'provider_of', 'load_llm']
 
 # %% ../nbs/24_llms.ipynb #cell-003
+import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Protocol
 
@@ -90,6 +92,11 @@ PRESETS = {preset.llm_model: preset for preset in (
 
 def providers() -> dict:
     "The installed providers by name: entry points of the group `ssr_nb.llms`."
+    return _installed(tuple(sys.path))
+
+@cache
+def _installed(path: tuple[str, ...]) -> dict:
+    "What is found on a path: to look takes as long as planning a survey."
     return {point.name: point for point in entry_points(group="ssr_nb.llms")}
 
 def provider_of(

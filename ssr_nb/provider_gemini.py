@@ -151,12 +151,16 @@ def reply_of(request: Request, body: dict, seconds: float, mode: str = "live") -
 # %% ../nbs/26_provider_gemini.ipynb #cell-020
 ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED")
 
-def _key() -> str: return os.environ.get("GOOGLE_API_KEY") or "none"
+def _key(base_url: str, what: str, name: str) -> str:
+    "The user's key, without which only a gateway is asked."
+    key = os.environ.get("GOOGLE_API_KEY")
+    if not key and base_url == URL: raise InputError(f"{what} {name!r} is hosted by Google and no key is set: set GOOGLE_API_KEY, or GOOGLE_GEMINI_BASE_URL for a gateway, or write 'openai:{name}' to ask OPENAI_BASE_URL for it")
+    return key or "none"
 
-def _client(base_url: str, timeout: float):
+def _client(base_url: str, key: str, timeout: float):
     "A client of google-genai that asks once, and Google's developer API also where the environment is set up for Vertex AI."
     from google.genai import Client, types
-    return Client(vertexai=False, api_key=_key(), http_options=types.HttpOptions(base_url=base_url, timeout=max(1, round(timeout * 1000)), retry_options=types.HttpRetryOptions(attempts=1)))
+    return Client(vertexai=False, api_key=key, http_options=types.HttpOptions(base_url=base_url, timeout=max(1, round(timeout * 1000)), retry_options=types.HttpRetryOptions(attempts=1)))
 
 class Gemini:
     "A Gemini model, asked by google-genai."
@@ -168,7 +172,7 @@ class Gemini:
         self.price = price_of(name, "google")
 
     async def __aenter__(self):
-        self._client = _client(self.base_url, self.timeout)
+        self._client = _client(self.base_url, _key(self.base_url, "llm_model", self.name), self.timeout)
         return self
 
     async def __aexit__(self, *_):
@@ -247,10 +251,10 @@ LEGACY = "google.generativeai"
 def _needs_legacy(what: str) -> None:
     if find_spec(LEGACY) is None: raise InputError(f"{what} is asked by google-generativeai, which is not installed: pip install 'ssr_nb[gemini-legacy]'")
 
-def _legacy_client(base_url: str):
+def _legacy_client(base_url: str, key: str):
     "A client of google-generativeai over HTTP."
     from google.generativeai.client import glm  # says that its support has ended
-    return glm.GenerativeServiceClient(transport="rest", client_options={"api_key": _key(), "api_endpoint": base_url})
+    return glm.GenerativeServiceClient(transport="rest", client_options={"api_key": key, "api_endpoint": base_url})
 
 def _path(name: str) -> str: return name if "/" in name else f"models/{name}"
 
@@ -263,7 +267,8 @@ class LegacyGemini(Gemini):
         self.provider = f"{self.base_url}/v1beta"
 
     async def __aenter__(self):
-        self._client, self._threads = await asyncio.to_thread(_legacy_client, self.base_url), ThreadPoolExecutor(self.most_concurrency, "gemini")
+        key = _key(self.base_url, "llm_model", self.name)
+        self._client, self._threads = await asyncio.to_thread(_legacy_client, self.base_url, key), ThreadPoolExecutor(self.most_concurrency, "gemini")
         return self
 
     async def __aexit__(self, *_):
@@ -296,21 +301,21 @@ class GeminiEmbedder(HostedEmbedder):
 
     def __init__(self, model: str = "gemini-embedding-001", settings: Settings | None = None, cache: VectorCache | None = None, limits: Limits = Limits()):
         settings = settings or Settings.from_environment()
-        _needs_provider(f"embedding_model {model!r}", settings, model)
         self.base_url = _address(settings.google_base_url)
         super().__init__(model, f"{self.base_url} {model}", price_of(model, "google"), cache or VectorCache(settings.cache / "vectors.sqlite"), limits)
 
     @cached_property
-    def _client(self): return _client(self.base_url, self.limits.timeout)
+    def _client(self): return _client(self.base_url, _key(self.base_url, "embedding_model", self.model), self.limits.timeout)
 
-    def _vectors(self, texts: Sequence[str]) -> list:
+    def _vectors(self, client, texts: Sequence[str]) -> list:
         from google.genai import types
         contents = [types.Content(parts=[types.Part(text=text)]) for text in texts]  # bare strings would be one content to some models
-        replied = self._client.models.embed_content(model=self.model, contents=contents)
+        replied = client.models.embed_content(model=self.model, contents=contents)
         return [entry.values or [] for entry in replied.embeddings or []]
 
     def _ask(self, texts: Sequence[str]):
-        try: return self._vectors(texts), 0
+        client = self._client
+        try: return self._vectors(client, texts), 0
         except Exception as error: raise failure(error, self.model, self.base_url, "embedding_model") from None
 
 class LegacyGeminiEmbedder(GeminiEmbedder):
@@ -320,29 +325,23 @@ class LegacyGeminiEmbedder(GeminiEmbedder):
         super().__init__(model, settings, cache, limits)
 
     @cached_property
-    def _client(self): return _legacy_client(self.base_url)
+    def _client(self): return _legacy_client(self.base_url, _key(self.base_url, "embedding_model", self.model))
 
-    def _vectors(self, texts: Sequence[str]) -> list:
+    def _vectors(self, client, texts: Sequence[str]) -> list:
         from google.generativeai import embed_content
-        return embed_content(_path(self.model), list(texts), client=self._client, request_options={"timeout": self.limits.timeout, "retry": None})["embedding"]
+        return embed_content(_path(self.model), list(texts), client=client, request_options={"timeout": self.limits.timeout, "retry": None})["embedding"]
 
 # %% ../nbs/26_provider_gemini.ipynb #cell-027
-def _needs_provider(what: str, settings: Settings, name: str) -> None:
-    if not (settings.google_base_url or settings.has_google_key):
-        raise InputError(f"{what} is hosted by Google and no key is set: set GOOGLE_API_KEY, or GOOGLE_GEMINI_BASE_URL for a gateway, or write 'openai:{name}' to ask OPENAI_BASE_URL for it")
-
 def _chat_only(name: str, form: str | None) -> None:
     if form not in (None, "chat"): raise InputError(f"prompt is a {form}, and llm_model {name!r} answers a chat: choose a prompt of that form")
 
 def load(name: str, settings: Settings, form: str | None = None) -> Gemini:
-    "The entry point of the provider `gemini`."
-    _needs_provider(f"llm_model {name!r}", settings, name)
+    "The entry point of the provider `gemini`. A missing key is said when the model is opened: a preview and an estimate need none."
     _chat_only(name, form)
     return Gemini(name, settings.google_base_url)
 
 def load_legacy(name: str, settings: Settings, form: str | None = None) -> LegacyGemini:
     "The entry point of the provider `gemini-legacy`."
     _needs_legacy(f"llm_model 'gemini-legacy:{name}'")
-    _needs_provider(f"llm_model {name!r}", settings, name)
     _chat_only(name, form)
     return LegacyGemini(name, settings.google_base_url)

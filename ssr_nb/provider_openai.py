@@ -7,9 +7,10 @@ __all__ = ['URL', 'failure', 'reasons', 'check_parameters', 'sent_parameters', '
            'OpenAIEmbedder', 'load']
 
 # %% ../nbs/25_provider_openai.ipynb #cell-003
-import io, json, os, re, time
+import io, json, os, re, ssl, time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 
 from .calls import Reply, Request
 from .core import InputError, SSRError, Settings
@@ -79,6 +80,12 @@ def sent_messages(request: Request) -> list[dict]:
     return [sent(message) for message in request.prompt["messages"]]
 
 # %% ../nbs/25_provider_openai.ipynb #cell-012
+@cache
+def _trusted() -> ssl.SSLContext:
+    "The certificates that the SDK trusts by itself, read once in a process: reading them takes longer than asking."
+    import httpx2
+    return httpx2.create_ssl_context()
+
 class OpenAICompatible:
     "A model behind OpenAI's protocol."
     embedded, images, batches, most_concurrency, variable = False, True, True, None, "OPENAI_BASE_URL"
@@ -90,9 +97,9 @@ class OpenAICompatible:
         self.price = price_of(name, "openai")
 
     async def __aenter__(self):
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         _needs_provider(f"llm_model {self.name!r} is not embedded", self.base_url, self._api_key)
-        self._client = AsyncOpenAI(base_url=self.base_url, api_key=self._api_key or "none", max_retries=0, timeout=self.timeout)
+        self._client = AsyncOpenAI(base_url=self.base_url, api_key=self._api_key or "none", max_retries=0, timeout=self.timeout, http_client=DefaultAsyncHttpxClient(verify=_trusted()))
         return self
 
     async def __aexit__(self, *_): await self._client.close()
@@ -112,9 +119,11 @@ class OpenAICompatible:
 
     async def ask(self, request: Request) -> Reply:
         "One call."
+        from openai.types import Completion
+        from openai.types.chat import ChatCompletion
         started = time.perf_counter()
-        create = self._client.chat.completions.create if "messages" in request.prompt else self._client.completions.create
-        try: completion = await create(**self._body(request), extra_body=self._extra(request) or None)
+        path, kind = ("/chat/completions", ChatCompletion) if "messages" in request.prompt else ("/completions", Completion)
+        try: completion = await self._client.post(path, body=self._body(request) | self._extra(request), cast_to=kind)  # what `create` does, without its walk through every message
         except Exception as error:
             if _is_filter(error): return Reply("", "content_filter", 0, 0, time.perf_counter() - started)
             raise failure(error, self.name, self.provider) from None
@@ -200,9 +209,9 @@ class OpenAIEmbedder(HostedEmbedder):
         self.base_url = settings.openai_base_url
 
     def _ask(self, texts: Sequence[str]):
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
         _needs_provider(f"embedding_model {self.model!r} is hosted", self.base_url, key := os.environ.get("OPENAI_API_KEY"))
-        with OpenAI(base_url=self.base_url, api_key=key or "none", max_retries=0, timeout=self.limits.timeout) as client:
+        with OpenAI(base_url=self.base_url, api_key=key or "none", max_retries=0, timeout=self.limits.timeout, http_client=DefaultHttpxClient(verify=_trusted())) as client:
             try: replied = client.embeddings.create(model=self.model, input=list(texts))
             except Exception as error: raise failure(error, self.model, self.base_url or URL, "embedding_model") from None
         entries = sorted(getattr(replied, "data", None) or [], key=lambda entry: entry.index)

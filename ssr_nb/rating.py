@@ -7,9 +7,10 @@ __all__ = ['FLAT', 'similarities', 'uninformative', 'pmfs', 'sharpen', 'text_sta
            'Ratings', 'rate_embeddings', 'load_embedder', 'Rater', 'embed_anchors', 'likert_point', 'LikertRatings']
 
 # %% ../nbs/02_rating.ipynb #cell-003
-import re
+import re, sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -185,15 +186,21 @@ def rate_embeddings(
     "Rate the scorable answers and leave NaN rows for the others."
     status = np.asarray(status, dtype=object)
     cosines = np.full((len(status), *anchors.shape[:2]), np.nan)
-    if (status == "ok").any(): cosines[status == "ok"] = similarities(answers, anchors)
+    if (status == "ok").any():  # in float64: the last digits of a float32 product depend on the processor, and a run is verified on another one
+        cosines[status == "ok"] = similarities(answers.astype(np.float64), anchors.astype(np.float64))
     return Ratings(cosines, status, tuple(reference_sets), **parameters)
 
 # %% ../nbs/02_rating.ipynb #cell-024
+@cache
+def _embedders(path: tuple[str, ...]) -> dict:
+    "The embedders that are found on a path, by name: entry points of the group `ssr_nb.embedders`."
+    return {point.name: point for point in entry_points(group="ssr_nb.embedders")}
+
 def load_embedder(
     embedding_model: str,  # an embedded one, the path of an ONNX model, a hosted one, or provider:name
 ):
     "The embedder called `embedding_model`: a thing with `name`, `identity` and `embed(texts) -> (n, d)`."
-    found = {point.name: point for point in entry_points(group="ssr_nb.embedders")}
+    found = _embedders(tuple(sys.path))
     provider, _, name = embedding_model.partition(":")
     if name and provider in found: return found[provider].load()(name)
     if embedding_model.endswith(".onnx"): return found["onnx"].load()(embedding_model)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .calls import CallCache, Journal, Reply, Request
 from .core import SSRError
-from .limits import Budget, Gate, Limits, Outage, Passage, TransientError, pause_before
+from .limits import Budget, Gate, Limits, Outage, Passage, TransientError, Unavailable, pause_before
 from .llms import LLM, most_cost, most_tokens
 from .pricing import dollars
 
@@ -125,7 +125,7 @@ class Elicitation:
             attempt += counts
             if isinstance(result, Outage) or attempt >= self.limits.attempts or self.stop.is_set():
                 if alone and getattr(result, "unreachable", False):
-                    raise SSRError(f"{result}: check that it is running and that this machine may reach it, or set {self.llm.variable} to another address")
+                    raise Unavailable(f"{result}: check that it is running and that this machine may reach it, or set {self.llm.variable} to another address")
                 self.progress.step(None, failed=True)
                 return Outcome(request, cause=f"{result} ({tries} attempt{'s' if tries > 1 else ''})")
             self.retried += 1

@@ -154,7 +154,7 @@ def run_due(
         if run := run_of(schedule, due, settings.runs): say(f"{schedule.name}: {due:%Y-%m-%d %H:%M} UTC is recorded already")
         elif not cut_off and now - due > timedelta(hours=schedule.grace_hours): say(f"{schedule.name}: {due:%Y-%m-%d %H:%M} UTC is more than {schedule.grace_hours:g} hours ago and was left out")
         else:
-            if count > 1: say(f"{schedule.name}: {count - 1} earlier times were missed and are left out; the latest is run")
+            if count > 1: say(f"{schedule.name}: {'1 earlier time was missed and is' if count == 2 else f'{count - 1} earlier times were missed and are'} left out; the latest is run")
             ledger.start(schedule, due)
             say(f"{schedule.name}: running {Path(schedule.notebook).stem}, due {due:%Y-%m-%d %H:%M} UTC" + (", again after it was cut off" if cut_off else ""))
             run = run_notebook(schedule.notebook, dict(schedule.parameters), settings, progress, {"schedule": {"name": schedule.name, "due": due.isoformat()}})

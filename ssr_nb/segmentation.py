@@ -141,14 +141,15 @@ def segmentation(
 def check_attributes(
     frame: pd.DataFrame,  # of a panel
     attributes: Sequence[str],
+    field: str = "attribute",  # what a column is called where it is given
 ) -> dict[str, np.ndarray]:  # attribute -> the level of each respondent
     "The levels of each attribute, once an attribute that cannot segment is refused."
-    if not attributes or isinstance(attributes, str): raise InputError(f"attributes are {attributes!r}: give a list of columns of the panel, such as age_group, gender")
+    if not attributes or isinstance(attributes, str): raise InputError(f"{field}s are {attributes!r}: give a list of columns of the panel, such as age_group, gender")
     found = {}
     for attribute in dict.fromkeys(attributes):
-        if attribute not in frame.columns: raise InputError(f"attribute {attribute!r} is no column of the panel: choose from {', '.join(map(str, frame.columns))}")
+        if attribute not in frame.columns: raise InputError(f"{field} {attribute!r} is no column of the panel: choose from {', '.join(map(str, frame.columns))}")
         found[attribute] = level_names(frame[attribute])
-        if (count := len(set(found[attribute]))) > MOST_LEVELS: raise InputError(f"attribute {attribute!r} has {count} levels: give one with at most {MOST_LEVELS}, such as age_group in place of age")
+        if (count := len(set(found[attribute]))) > MOST_LEVELS: raise InputError(f"{field} {attribute!r} has {count} levels: give one with at most {MOST_LEVELS}, such as age_group in place of age")
     return found
 
 def ordered(levels: np.ndarray) -> list[str]:

@@ -222,11 +222,12 @@ def _rows(factor: str, setting: str, answers: pd.DataFrame, pmf: np.ndarray, res
 def _compared(factor: str, setting: str, rows: pd.DataFrame, base: pd.DataFrame) -> dict:
     "A variant beside the survey: who is best, how alike the orders are, what moved most."
     from scipy import stats
-    both = pd.DataFrame({"one": rows["mean"], "other": base["mean"], "change": rows["value"] - base["value"]}).dropna()
+    order, of_base = (ranks(one["mean"]).astype(float) for one in (rows, base))
+    both = pd.DataFrame({"one": order, "other": of_base, "change": rows["value"] - base["value"]}).dropna()
     largest = both["change"].abs().idxmax() if len(both) else None
-    best = rows["mean"].idxmax() if rows["mean"].notna().any() else None
+    best = order.idxmin() if order.notna().any() else None
     tau = float(stats.kendalltau(both["one"], both["other"]).statistic) if len(both) > 1 else np.nan
-    return {"factor": factor, "setting": setting, "best": best, "same_best": bool(best is not None and base["mean"].notna().any() and best == base["mean"].idxmax()), "tau": tau,
+    return {"factor": factor, "setting": setting, "best": best, "same_best": bool(best is not None and of_base.notna().any() and best == of_base.idxmin()), "tau": tau,
             "largest_change": float(both["change"][largest]) if len(both) else np.nan, "largest_concept": largest}
 
 def recompute(
@@ -242,7 +243,7 @@ def conclusions(found: Sensitivity) -> Statements:
     variants, points = found.variants, "points of 100" if found.unit == 100 else "points of the scale"
     concepts, said = found.base["concept"].nunique(), []
     if concepts > 1 and len(variants) and found.base["mean"].notna().any():
-        best, other = found.base.loc[found.base["mean"].idxmax(), "concept"], variants[~variants["same_best"]]
+        best, other = found.base.loc[ranks(found.base["mean"]).astype(float).idxmin(), "concept"], variants[~variants["same_best"]]
         said.append(f"{best} is first in the survey, and in {'all' if other.empty else f'{len(variants) - len(other)} of'} {len(variants)} variants." + ("" if other.empty else " Not under: " + "; ".join(f"{FACTORS[row.factor]}, {row.setting} (first: {row.best})" for row in other.itertuples()) + "."))
         turned = variants[variants["tau"] < 1 - 1e-9]
         said.append("The whole order is the same in every variant." if turned.empty else f"The whole order differs in {len(turned)} of {len(variants)} variants, at most under {FACTORS[turned.loc[turned['tau'].idxmin(), 'factor']]}, {turned.loc[turned['tau'].idxmin(), 'setting']} (τ = {turned['tau'].min():.2f}).")

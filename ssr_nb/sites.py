@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from . import __version__
 from .core import InputError, SSRError, shipped
-from .reports import _mathml
+from .reports import with_formulas
 
 # %% ../nbs/44_sites.ipynb #cell-005
 @dataclass
@@ -127,7 +127,7 @@ def _skipped(cell, hidden: bool = False) -> bool:
 def _exporter(source: Callable, hidden: bool):
     from nbconvert import HTMLExporter
     exporter = HTMLExporter(template_name="site", extra_template_basedirs=[str(shipped("templates"))], extra_template_paths=[str(shipped("templates"))])
-    for name, filter in (("mathml", _mathml), ("source", source), ("skipped", partial(_skipped, hidden=hidden))): exporter.register_filter(name, filter)
+    for name, filter in (("mathml", with_formulas), ("source", source), ("skipped", partial(_skipped, hidden=hidden))): exporter.register_filter(name, filter)
     return exporter
 
 def _cell_source(cell) -> str: return highlighted(source_lines(cell.source))
@@ -193,7 +193,7 @@ def link_pages(
         page.body = re.sub(r'(<a\b[^>]*?\bhref=")([^"]*)("[^>]*>)(.*?)</a>', anchor, page.body, flags=re.DOTALL)
         page.body = re.sub(r'(<img\b[^>]*?\bsrc=")([^"]*)(")', image, page.body)
 
-GUIDE_ORDER = ("first_survey", "the_method", "reading_a_report", "own_construct", "own_panel", "paid_models", "many_runs", "publishing", "sql", "validating", "better_rating", "limits")
+GUIDE_ORDER = ("first_survey", "the_method", "reading_a_report", "own_construct", "own_panel", "paid_models", "many_runs", "publishing", "sql", "service", "validating", "better_rating", "limits")
 
 def guide_notebooks(
     folder: Path | None = None,  # the shipped guide by default

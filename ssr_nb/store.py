@@ -49,7 +49,10 @@ VIEWS = {  # what most questions need
 
 def column_names(table: str) -> list[str]:
     "The columns of a table, without `run_id`."
-    return [column.split()[0] for column in TABLES[table].replace("\n", " ").split(",") if column.strip()][1:]
+    return list(_column_types(table))[1:]
+
+def _column_types(table: str) -> dict[str, str]:
+    return dict(column.split() for column in TABLES[table].replace("\n", " ").split(",") if column.strip())
 
 # %% ../nbs/30_store.ipynb #cell-008
 @dataclass(frozen=True)
@@ -157,6 +160,13 @@ def finish_run(
     return Run(final)
 
 # %% ../nbs/30_store.ipynb #cell-011
+def _times(folder: Path, manifest: dict) -> dict:
+    "When a run by hand began, which is the first call that it made itself, and when it was recorded."
+    now, calls = datetime.now(timezone.utc), folder / FILES["calls"]
+    made = pd.read_parquet(calls, columns=["created_at", "mode"]) if calls.exists() and not manifest.get("parent") else pd.DataFrame({"created_at": [], "mode": []})
+    made = made.loc[made["mode"] != "cache", "created_at"].dropna()
+    return {"started_at": (datetime.fromtimestamp(made.min(), timezone.utc) if len(made) else now).isoformat(), "finished_at": now.isoformat()}
+
 def record(
     name: str,  # of what is run, for the id of a run by hand
     manifest: dict,
@@ -175,24 +185,44 @@ def record(
     runs, run_id = Path(runs or settings.runs), new_run_id(name)
     with partial_folder(runs, run_id) as folder:
         write(folder)
-        run = finish_run(folder, {"run_id": run_id, **manifest}, runs)
+        run = finish_run(folder, {"run_id": run_id, **_times(folder, manifest), **manifest}, runs)
     if manifest["status"] == "complete":
         for journal in journals: discard_journal(journal)
     return run
 
 # %% ../nbs/30_store.ipynb #cell-013
-def _run_row(manifest: dict) -> dict:
-    row = {name: manifest.get(name) for name in column_names("runs")}
-    return {"run_id": manifest["run_id"], **row, "parameters": json.dumps(manifest.get("parameters", {}))}
+def _run_row(run: Run) -> dict:
+    "A run's row of the table `runs`; it goes by its folder's name, by which it is opened."
+    row = {name: run.manifest.get(name) for name in column_names("runs")}
+    return {"run_id": run.folder.name, **row, "parameters": json.dumps(run.manifest.get("parameters", {}))}
 
-def _enter(connection, run: Run) -> None:
+def _files_of(table: str, runs: Sequence[Run]) -> str | None:
+    "A table as it is in the folders of many runs. Its columns are declared, so no file is opened before it is read; one that an older run lacks is empty."
+    paths = [path.replace("'", "''") for run in runs if os.path.exists(path := f"{run.folder}/{FILES[table]}")]
+    if not paths: return None
+    columns = ", ".join(f"'{name}': {{name: '{name}', type: '{kind}', default_value: NULL}}" for name, kind in _column_types(table).items() if name != "run_id")
+    listed = ", ".join(f"'{path}'" for path in paths)
+    return f"SELECT string_split(filename, '/')[{-2 - FILES[table].count('/')}] AS run_id, * EXCLUDE (filename) FROM read_parquet([{listed}], filename=true, schema=MAP {{{columns}}})"
+
+def _enter(connection, runs: Sequence[Run]) -> None:
+    "Enter runs, all of them or none."
     connection.execute("BEGIN")
-    row = _run_row(run.manifest)
-    connection.execute(f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
-    for table, file in FILES.items():
-        path = run.folder / file
-        if path.exists(): connection.execute(f"INSERT INTO {table} BY NAME SELECT ? AS run_id, * FROM read_parquet(?)", [run.run_id, str(path)])
+    rows = [_run_row(run) for run in runs]
+    connection.executemany(f"INSERT INTO runs ({', '.join(rows[0])}) VALUES ({', '.join('?' * len(rows[0]))})", [list(row.values()) for row in rows])
+    for table in FILES:
+        if files := _files_of(table, runs): connection.execute(f"INSERT INTO {table} BY NAME {files}")
     connection.execute("COMMIT")
+
+def _enter_whole(connection, runs: Sequence[Run]) -> list[Run]:  # those that were entered
+    "Enter all runs but those with a damaged file, which must not keep the others out."
+    import duckdb
+    if not runs: return []
+    try: _enter(connection, runs)
+    except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.BinderException):
+        connection.execute("ROLLBACK")
+        half = len(runs) // 2
+        return [*_enter_whole(connection, runs[:half]), *_enter_whole(connection, runs[half:])] if half else []
+    return list(runs)
 
 def _create(connection) -> None:
     "The tables; those of an older schema are made anew, since the folders have all of it."
@@ -226,37 +256,37 @@ def enter_pending(
         _create(connection)
         entered = {row[0] for row in connection.execute("SELECT run_id FROM runs").fetchall()}
         new = [Run(path.parent) for path in sorted(runs.glob("[!.]*/run.json")) if path.parent.name not in entered]
-        for run in new: _enter(connection, run)
-    return [run.run_id for run in new]
+        return [run.folder.name for start in range(0, len(new), 100) for run in _enter_whole(connection, new[start:start + 100])]
 
 def rebuild(runs: Path) -> int:
     "Make the log anew from the folders; the number of runs in it."
     for suffix in ("", ".wal"): (Path(runs) / f"ssr.duckdb{suffix}").unlink(missing_ok=True)
-    return len(enter_pending(runs, patience=30.0) or [])
+    entered = enter_pending(runs, patience=30.0)
+    if entered is None: raise SSRError(f"the log in {str(runs)!r} is held by another program: close it, and rebuild again")
+    if left := sorted({run.folder.name for run in list_runs(runs)} - set(entered)): raise SSRError(f"{len(entered)} run(s) are in the log and {', '.join(left)} cannot be read: bring back what was there, or remove that folder")
+    return len(entered)
 
 # %% ../nbs/30_store.ipynb #cell-014
 def connect(
     runs: str | Path | None = None,  # SSR_RUNS by default
 ):
     "A DuckDB connection whose views show every finished run in `runs`, in the log or pending; it locks nothing."
-    import duckdb
+    import duckdb, warnings
     runs = Settings.from_environment().runs if runs is None else Path(runs)
     if not runs.is_dir(): raise InputError(f"runs folder {str(runs)!r} does not exist: run a survey first, or give another folder")
+    warnings.filterwarnings("ignore", "The inplace keyword", DeprecationWarning, r"duckdb\.")  # of duckdb's own code, wherever a time becomes a frame
     enter_pending(runs)
     found = list_runs(runs)
     connection = duckdb.connect()
     connection.execute(f"CREATE TABLE runs ({TABLES['runs']})")
     if found:
-        rows = pd.DataFrame([_run_row(run.manifest) for run in found])
+        rows = pd.DataFrame([_run_row(run) for run in found])
         connection.register("new_runs", rows)
         connection.execute("INSERT INTO runs SELECT * FROM new_runs")
         connection.unregister("new_runs")
-    for table, file in FILES.items():
-        paths = [str(path) for run in found if (path := run.folder / file).exists()]
-        connection.execute(f"CREATE TABLE {'empty_' if paths else ''}{table} ({TABLES[table]})")
-        if not paths: continue
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        files = f"SELECT string_split(filename, '/')[{-2 - file.count('/')}] AS run_id, * EXCLUDE (filename) FROM read_parquet([{listed}], filename=true, union_by_name=true)"
-        connection.execute(f"CREATE VIEW {table} AS SELECT * FROM empty_{table} UNION ALL BY NAME {files}")  # the empty table has the columns that older runs lack
+    for table, columns in TABLES.items():
+        if table == "runs": continue
+        files = _files_of(table, found)
+        connection.execute(f"CREATE VIEW {table} AS {files}" if files else f"CREATE TABLE {table} ({columns})")
     _create_views(connection)
     return connection

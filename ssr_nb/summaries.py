@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from .core import InputError
 from .rating import expected_point
@@ -49,6 +48,7 @@ def bounded_interval(
     level: float = 0.95,
 ) -> np.ndarray:  # (…, 2)
     "The interval of a weighted mean over respondents, within the scale's ends."
+    from scipy.special import stdtrit  # scipy.stats would take a second to import
     values, weights, (least, most) = np.asarray(values, dtype=float), np.asarray(weights, dtype=float), bounds
     used = weights > 0
     values, share, n = values[..., used], weights[used] / weights.sum(), int(used.sum())
@@ -58,7 +58,7 @@ def bounded_interval(
     inside = (place > 1e-12) & (place < 1 - 1e-12)
     safe = np.where(inside, place, .5)
     error = np.sqrt(n / (n - 1) * ((share * ((values - least) / (most - least) - place[..., None]))**2).sum(axis=-1))
-    half = stats.t.ppf((1 + level) / 2, effective - 1) * error / (safe * (1 - safe))
+    half = stdtrit(effective - 1, (1 + level) / 2) * error / (safe * (1 - safe))
     nobody = 1 - ((1 - level) / 2)**(1 / effective)
     ends = [np.where(inside, 1 / (1 + np.exp(-np.log(safe / (1 - safe)) - sign * half)), np.where(place > .5, 1 - nobody * (sign < 0), nobody * (sign > 0))) for sign in (-1, 1)]
     return least + (most - least) * np.stack(ends, axis=-1)
@@ -97,4 +97,5 @@ def ranks(
     means: pd.Series,  # one mean a concept
 ) -> pd.Series:
     "Ranks from 1, the highest mean; concepts that tie share the better rank; a concept without a scored answer has none."
+    means = means.round(9)  # equal answers tie; beyond these digits processors differ in their sums
     return means.rank(ascending=False, method="min").astype("Int64")

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_WARNING', 'read_concepts', 'Survey', 'elicitation_hash', 'fingerprint', 'assemble', 'write_inputs',
-           'read_inputs', 'Estimated', 'Session']
+           'parse_inputs', 'read_inputs', 'Estimated', 'Session']
 
 # %% ../nbs/35_survey.ipynb #cell-003
 import json, threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from .batches import BatchElicitation
 from .calls import COLUMNS, CallCache, Journal, JournalClaim
 from .core import InputError, Settings, SSRError, choose, content_hash, non_negative, shipped, vector_key, whole_number
 from .costs import Estimate, cost_table, estimate
-from .images import stored_image
+from .images import Image, stored_image
 from .interview import METHODS, Answered, Preview, answer_rows, interview, plan, preview, rate_answers, sampling
 from .limits import Budget, Limits
 from .llms import LLM, load_llm
@@ -135,8 +136,10 @@ class Survey:
         max_cost_usd: float | None = None,  # dollars that this survey may cost in all, earlier sessions included; never passed
         mode: str = "live",  # "live", or "batch": half the price, within a day
         limits: Limits = Limits(),
+        on: object | None = None,  # the URL of a service that runs it, or an ssr_nb.client.Client; this machine by default
     ) -> Results:
         "Ask, rate and summarise, in a script or in a notebook; run again after an interruption, it asks only for what is missing."
+        if on is not None: return _run_on(self, on, progress, max_cost_usd, settings=settings is None, mode=mode == "live", limits=limits == Limits())
         stop = threading.Event()
         return run_coroutine(lambda: self.arun(progress, settings, max_cost_usd, mode, limits, stop), stop)
 
@@ -149,7 +152,15 @@ class Survey:
             raise Estimated("estimated, not asked")
         return await Session(self, settings, max_cost_usd, mode, limits, stop).run(progress)
 
-# %% ../nbs/35_survey.ipynb #cell-009
+# %% ../nbs/35_survey.ipynb #cell-008
+def _run_on(survey: Survey, service: object, progress: bool, max_cost_usd: float | None, **left_out: bool) -> Results:
+    "Have a service run a survey. The client is an entry point of the group `ssr_nb.clients`: it is built upon this module."
+    for name, default in left_out.items():
+        if not default: raise InputError(f"{name} is given together with on: the service has its own, so leave it out")
+    [client] = entry_points(group="ssr_nb.clients", name="http")
+    return client.load()(survey, service, progress, max_cost_usd)
+
+# %% ../nbs/35_survey.ipynb #cell-010
 def elicitation_hash(survey: Survey, template: PromptTemplate, provider: str) -> str:
     "What is asked, of whom: two surveys that differ only in how answers are rated share it."
     further = {name: getattr(survey, name) for name in ("max_reasoning_tokens", "reasoning_effort", "replacements", "ask_why") if getattr(survey, name)}
@@ -163,7 +174,7 @@ def fingerprint(survey: Survey, elicitation: str, embedder_identity: str) -> str
     anchors = {construct.name: [one.hash for one in survey.sets(construct)] for construct in survey.constructs}
     return content_hash({"elicitation": elicitation, "anchors": anchors, "embedder": embedder_identity, "ssr_temperature": survey.ssr_temperature, "ssr_epsilon": survey.ssr_epsilon, "code": __version__})
 
-# %% ../nbs/35_survey.ipynb #cell-011
+# %% ../nbs/35_survey.ipynb #cell-012
 def assemble(
     survey: Survey,
     template: PromptTemplate,
@@ -178,7 +189,7 @@ def assemble(
     keys = [vector_key(embedder_identity, stacked.shape[1], text) for text in texts]
     return answers, rated, pd.DataFrame({"key": pd.Series(keys, dtype=object), "vector": list(stacked)}).drop_duplicates("key", ignore_index=True)
 
-# %% ../nbs/35_survey.ipynb #cell-013
+# %% ../nbs/35_survey.ipynb #cell-014
 _PARAMETERS = ("llm_model", "embedding_model", "samples", "method", "llm_temperature", "max_tokens", "scale_points", "ssr_temperature", "ssr_epsilon", "locale", "seed",
                "max_reasoning_tokens", "reasoning_effort", "replacements", "ask_why", "wordings", "llm_price")
 
@@ -191,17 +202,28 @@ def write_inputs(survey: Survey, template: PromptTemplate) -> dict[str, str | by
     images = {f"images/{concept.image.file_name}": concept.image.data for concept in survey.concepts if concept.image}
     return {name: yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120) for name, content in contents.items()} | images
 
+def parse_inputs(
+    files: Mapping[str, str],  # file name -> content, as `write_inputs` gives them
+    concepts: pd.DataFrame,  # the tables `concepts` and `respondents` of the record
+    respondents: pd.DataFrame,
+    image: Callable[[str], Image],  # file name -> picture
+) -> tuple[Survey, PromptTemplate]:
+    "The survey that was recorded, and the prompt template that it used."
+    parameters, anchors, template = (yaml.load(files[name], _LOADER) for name in ("survey.yaml", "anchors.yaml", "prompts.yaml"))
+    frame = pd.DataFrame([json.loads(attributes) for attributes in respondents["attributes"]])
+    panel = Panel(frame, tuple(parameters.pop("attributes")), respondents["weight"].to_numpy(), parameters.pop("panel_source"))
+    shown = [Concept(row.concept, row.description, None if pd.isna(row.price) else row.price, None if pd.isna(row.image) else image(row.image)) for row in concepts.itertuples()]
+    return Survey(shown, panel, [parse_construct(one, "inputs/anchors.yaml") for one in anchors], prompt=PromptTemplate.from_content(template), **parameters), PromptTemplate.from_content(template)
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+
 def read_inputs(run: Run) -> tuple[Survey, PromptTemplate]:
     "The survey that a run recorded, and the prompt template that it used."
     folder = run.folder / "inputs"
-    parameters, anchors, template = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in ("survey.yaml", "anchors.yaml", "prompts.yaml"))
-    respondents, concepts = run.table("respondents"), run.table("concepts")
-    frame = pd.DataFrame([json.loads(attributes) for attributes in respondents["attributes"]])
-    panel = Panel(frame, tuple(parameters.pop("attributes")), respondents["weight"].to_numpy(), parameters.pop("panel_source"))
-    shown = [Concept(row.concept, row.description, None if pd.isna(row.price) else row.price, None if pd.isna(row.image) else stored_image(folder / "images" / row.image)) for row in concepts.itertuples()]
-    return Survey(shown, panel, [parse_construct(one, "inputs/anchors.yaml") for one in anchors], prompt=PromptTemplate.from_content(template), **parameters), PromptTemplate.from_content(template)
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in ("survey.yaml", "anchors.yaml", "prompts.yaml")}
+    return parse_inputs(files, run.table("concepts"), run.table("respondents"), lambda name: stored_image(folder / "images" / name))
 
-# %% ../nbs/35_survey.ipynb #cell-015
+# %% ../nbs/35_survey.ipynb #cell-016
 EMBEDDED_WARNING = "An embedded small language model answered this survey. It shows how the method works; it is no evidence about consumers."
 
 def _models(survey: Survey, settings: Settings) -> tuple[LLM, PromptTemplate]:
@@ -230,18 +252,22 @@ class Session:
             unknown = self.embedder.price if self.llm.price.known else self.llm.price
             raise InputError(f"max_cost_usd is {max_cost_usd!r} and the price of {unknown.llm_model!r} is {unknown.source}: a limit needs a price, so " + ("give llm_price" if unknown is self.llm.price else "choose another embedding_model"))
 
+    @property
+    def anchors(self) -> list[str]: return [anchor for construct in self.survey.constructs for one in self.survey.sets(construct) for anchor in one.anchors]
+
     def aside(self, tokens: int) -> float:
         "The most dollars that embedding an answer of so many tokens costs: a token of a language model has at most a dozen bytes."
         return self.embedder.price.most(12 * tokens, 0) or 0.0 if self.embeds else 0.0
 
-    def _budget(self, journal: Journal) -> Budget:
+    def budget(self, journal: Journal) -> Budget:
+        "What may still be spent."
         budget = Budget(self.max_cost_usd, journal.spent())
-        if self.embeds: budget.aside = self.embedder.price.most(sum(len(anchor.encode()) for c in self.survey.constructs for one in self.survey.sets(c) for anchor in one.anchors), 0) or 0.0
+        if self.embeds: budget.aside = self.embedder.price.most(sum(len(anchor.encode()) for anchor in self.anchors), 0) or 0.0
         return budget
 
     def _elicitation(self, journal: Journal, progress: Progress) -> Elicitation:
         cache = CallCache(self.settings.cache / "calls.sqlite") if self.settings.llm_caching else None
-        return self.elicit(self.llm, journal, self.limits, self._budget(journal), progress, cache, self.aside, self.stop)
+        return self.elicit(self.llm, journal, self.limits, self.budget(journal), progress, cache, self.aside, self.stop)
 
     def claim(self) -> JournalClaim: return JournalClaim(self.settings.runs / ".journal", self.hash[:24])
 
@@ -267,40 +293,51 @@ class Session:
         if note := self.seen(): progress.note(note)
         try:
             with self.claim() as claim, Journal(claim.path) as journal:
-                async with self._elicitation(journal, progress) as elicitation: answered = await self.interview(elicitation)
-                whole = not _missing(answered)
-                if whole: claim.finish()
+                async with self._elicitation(journal, progress) as elicitation:
+                    if self.embeds and elicitation.budget.left >= 0: self.embedder.embed(self.anchors)  # a model that cannot be asked is found out before an answer is paid for
+                    answered = await self.interview(elicitation)
+                if not _missing(answered): claim.finish()
                 calls = pd.DataFrame(journal.rows(), columns=list(COLUMNS))
         finally: progress.close()
-        answers, rated, vectors = assemble(self.survey, self.template, answered, self.embedder.embed, self.embedder.identity)
-        return Results(self.survey, answers, rated, vectors, calls, self._manifest(answered, calls, elicitation, whole), write_inputs(self.survey, self.template), (claim.path,))
+        return self.results(answered, calls, elicitation.budget, (claim.path,))
 
-    def _warnings(self, answered: Sequence[Answered], elicitation: Elicitation) -> list[str]:
+    def results(
+        self,
+        answered: Sequence[Answered],
+        calls: pd.DataFrame,  # the table `calls`
+        budget: Budget,
+        journals: tuple[Path, ...] = (),
+    ) -> Results:
+        "What was answered, rated."
+        answers, rated, vectors = assemble(self.survey, self.template, answered, self.embedder.embed, self.embedder.identity)
+        return Results(self.survey, answers, rated, vectors, calls, self._manifest(answered, calls, budget), write_inputs(self.survey, self.template), journals)
+
+    def _warnings(self, answered: Sequence[Answered], budget: Budget) -> list[str]:
         "What a reader must know, the gravest last."
         warnings = [EMBEDDED_WARNING] if self.llm.embedded else []
         if foreign := [construct.name for construct in self.survey.constructs if self.template.lacks(construct)]: warnings.append(f"Prompt {self.template.id!r} has no examples for {', '.join(foreign)}: its answers may miss the question.")
         if replaced := sum(one.replaced > 0 for one in answered): warnings.append(f"{replaced} of {len(answered)} answers were asked for again because the first reply could not be scored; replacing shifts a distribution.")
-        if elicitation.budget.possible: warnings.append(f"Calls that were cut off may have been charged: up to {dollars(elicitation.budget.possible)} beyond the cost shown.")
+        if budget.possible: warnings.append(f"Calls that were cut off may have been charged: up to {dollars(budget.possible)} beyond the cost shown.")
         missing = _missing(answered)
-        if elicitation.budget.exhausted: warnings.append(f"Stopped at max_cost_usd {dollars(self.max_cost_usd)} with {len(missing)} answers to go: run the survey again with a higher limit to go on.")
+        if budget.exhausted: warnings.append(f"Stopped at max_cost_usd {dollars(self.max_cost_usd)} with {len(missing)} answers to go: run the survey again with a higher limit to go on.")
         elif missing: warnings.append(f"{len(missing)} of {len(answered)} answers failed: run the survey again to ask only for those.")
         return warnings
 
-    def _manifest(self, answered: Sequence[Answered], calls: pd.DataFrame, elicitation: Elicitation, whole: bool) -> dict:
+    def _manifest(self, answered: Sequence[Answered], calls: pd.DataFrame, budget: Budget) -> dict:
         survey, llm, embedder, template = self.survey, self.llm, self.embedder, self.template
         costs = cost_table(calls, llm.price, survey.embedding_model if self.embeds else None, embedder.cost_usd, getattr(embedder, "tokens", 0))
         cost = None if costs["cost_usd"].isna().any() else float(costs["cost_usd"].sum())
         outcomes = [outcome for one in answered for outcome in (one.outcome, one.expert, one.why) if outcome]
         return {
-            "status": "complete" if whole else "incomplete", "fingerprint": fingerprint(survey, self.hash, embedder.identity), "elicitation_hash": self.hash, "version": __version__,
+            "status": "incomplete" if _missing(answered) else "complete", "fingerprint": fingerprint(survey, self.hash, embedder.identity), "elicitation_hash": self.hash, "version": __version__,
             "llm_model": survey.llm_model, "provider": llm.provider, "prompt_form": llm.form, "embedded": llm.embedded, "embedding_model": survey.embedding_model, "embedder_identity": embedder.identity,
             "method": survey.method, "cohort_size": len(survey.panel), "samples": survey.samples, "wordings": survey.wordings, "seed": survey.seed, "ssr_temperature": survey.ssr_temperature, "ssr_epsilon": survey.ssr_epsilon,
             "llm_temperature": survey.llm_temperature, "max_tokens": survey.max_tokens, "panel_source": survey.panel.source, "panel_hash": survey.panel.hash,
             "prompt": {"id": template.id, "version": template.version, "hash": template.hash},
             "reference_sets": [{"construct": c.name, "id": one.id, "version": one.version, "hash": one.hash} for c in survey.constructs for one in survey.sets(c)],
-            "answers": len(answered), "journalled": sum(outcome.journalled for outcome in outcomes), "mode": elicitation.mode, "max_cost_usd": self.max_cost_usd, "cost_usd": cost,
-            "possible_usd": elicitation.budget.possible, "costs": costs.to_dict("records"), "price": llm.price.content(), "served_models": sorted(set(calls["served_model"].dropna()) - {""}),
-            "retried": int((calls["attempts"] - 1).sum()), "replaced": sum(one.replaced for one in answered), "warnings": self._warnings(answered, elicitation)}
+            "answers": len(answered), "journalled": sum(outcome.journalled for outcome in outcomes), "mode": self.elicit.mode, "max_cost_usd": self.max_cost_usd, "cost_usd": cost,
+            "possible_usd": budget.possible, "costs": costs.to_dict("records"), "price": llm.price.content(), "served_models": sorted(set(calls["served_model"].dropna()) - {""}),
+            "retried": int((calls["attempts"] - 1).sum()), "replaced": sum(one.replaced for one in answered), "warnings": self._warnings(answered, budget)}
 
 def _missing(answered: Sequence[Answered]) -> list[Answered]:
     "The answers that lack a reply, of the respondent or to a follow-up."

@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import __version__
 from .calls import reply_of
-from .core import InputError, file_hash, vector_key
+from .core import InputError, SSRError, file_hash, vector_key
 from .interview import interview, plan, replay
 from .panel_validation import COMPUTED, read_panel_validation
 from .prompts import PromptTemplate
@@ -208,6 +208,10 @@ def _embed_again(run: Run, survey, report: Verification) -> None:
     answers = run.table("answers")
     texts = list(dict.fromkeys([*answers.loc[answers["text"].notna(), "text"], *(a for c in survey.constructs for one in survey.sets(c) for a in one.anchors)]))
     texts = [text for text in texts if vector_key(embedder.identity, embedder.dimensions, text) in known]
-    apart = np.abs(embedder.embed(texts) - np.array([known[vector_key(embedder.identity, embedder.dimensions, text)] for text in texts])).max(axis=1)
+    try: found = embedder.embed(texts)
+    except SSRError as error:
+        report.notes.append(f"not embedded again: {error}")
+        return
+    apart = np.abs(found - np.array([known[vector_key(embedder.identity, embedder.dimensions, text)] for text in texts])).max(axis=1)
     if (apart > 1e-5).any(): report.differences.append(f"embedding {texts[int(apart.argmax())]!r} again gives another vector (by {apart.max():.1e}; {(apart > 1e-5).sum()} texts)")
     else: report.notes.append(f"{len(texts)} texts embedded again: the same vectors within 1e-5")

@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from .core import InputError, SSRError, whole_number
+from .core import NO_FORMULAS, InputError, SSRError, whole_number
 
 # %% ../nbs/08_weighting.ipynb #cell-005
 def is_missing(value) -> bool:
@@ -66,7 +66,7 @@ class Margins:
         return self.frame.assign(**percent, **points)
 
     def __repr__(self): return self.caption + "\n" + self._shown().to_string(index=False)
-    def _repr_html_(self): return f"<p>{escape(self.caption)}</p>" + self._shown().to_html(index=False)
+    def _repr_html_(self): return f"<div {NO_FORMULAS}><p>{escape(self.caption)}</p>{self._shown().to_html(index=False)}</div>"
 
 def margins(
     frame: pd.DataFrame,  # one row a respondent

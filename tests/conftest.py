@@ -7,6 +7,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from model_server import model_server  # noqa: E402
+from service_fixtures import database, migrated, postgres, redis_url, valkey  # noqa: E402, F401
 
 ROOT = Path(__file__).parent.parent
 

@@ -112,9 +112,10 @@ class ModelServer:
         batch_seconds: float = .3,
         batch_outcome: str = "completed",  # "expired", "failed", "cancelled"
         port: int = 0,
+        host: str = "127.0.0.1",
     ):
         self.delay, self.fail, self.faults, self.seed, self.burst, self.retry_after = delay, fail, faults, seed, burst, retry_after
-        self.answer, self.numbered, self.key, self.batch_seconds, self.batch_outcome, self.port = answer, numbered, key, batch_seconds, batch_outcome, port
+        self.answer, self.numbered, self.key, self.batch_seconds, self.batch_outcome, self.port, self.host = answer, numbered, key, batch_seconds, batch_outcome, port, host
         self.count: Callable[[str], int] | None = None  # tokens of a text, where a test wants its own count
         self.asked: list[str] = []  # messages and seed of every chat that was answered
         self.sent: list[Sent] = []
@@ -135,6 +136,10 @@ class ModelServer:
     def counts(self) -> Counter:
         "How often each fault was sent; `ok` for none."
         return Counter(one.fault or "ok" for one in list(self.sent))
+
+    def cpu_seconds(self) -> float:
+        "What the server itself has computed so far."
+        return time.clock_gettime(time.pthread_getcpuclockid(self.thread.ident))
 
     def new_name(self, start: str) -> str: return f"{start}{next(self.names)}"
 
@@ -221,7 +226,7 @@ class ModelServer:
         self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
         def whole(*parts): return web.BaseRequest(*parts, self.loop, client_max_size=2 ** 30)
         handler = web.Server(self.handle, request_factory=whole, access_log=None, keepalive_timeout=600)
-        listener = await self.loop.create_server(handler, "127.0.0.1", self.port, backlog=1024)
+        listener = await self.loop.create_server(handler, self.host, self.port, backlog=1024)
         self.port = listener.sockets[0].getsockname()[1]
         started.set()
         await self.stop.wait()
@@ -257,6 +262,7 @@ def model_server(**options):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds for each answer")
     parser.add_argument("--faults", default="{}", help="mix, every, or JSON such as '{\"500\": 0.1}'")
@@ -264,7 +270,7 @@ def main() -> None:
     given = parser.parse_args()
     mix = {name: chance for name, chance in PASSING_FAULTS.items() if name != "hang"}
     faults = {"mix": mix, "every": EVERY_FAULT}.get(given.faults) or json.loads(given.faults)
-    server = ModelServer(delay=given.latency, faults=faults, seed=given.seed, port=given.port).start()
+    server = ModelServer(delay=given.latency, faults=faults, seed=given.seed, port=given.port, host=given.host).start()
     print(server.url, flush=True)
     try: server.thread.join()
     except KeyboardInterrupt: server.close()

@@ -247,7 +247,8 @@ def test_models_by_their_names(tmp_path, monkeypatch):
     new, old = load_llm(NAME, settings), load_llm(f"gemini-legacy:{NAME}", settings)
     assert type(new) is Gemini and type(old) is LegacyGemini and new.provider != old.provider and new.batches and not old.batches
     for name in (NAME, f"gemini-legacy:{NAME}"):
-        with pytest.raises(InputError, match="set GOOGLE_API_KEY"): load_llm(name, Settings())
+        unkeyed = load_llm(name, Settings())  # enough for a preview and an estimate
+        with pytest.raises(InputError, match=f"llm_model '{NAME}' .*set GOOGLE_API_KEY"): ask(unkeyed)
         with pytest.raises(InputError, match="transcript"): load_llm(name, settings, "transcript")
     for refused in ({"max_reasoning_tokens": 10}, {"reasoning_effort": "low"}):
         with pytest.raises(InputError, match=f"write 'gemini:{NAME}'"): old.check(refused)
@@ -255,6 +256,11 @@ def test_models_by_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr("ssr_nb.provider_gemini.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'ssr_nb\[gemini-legacy\]'"): load_llm(f"gemini-legacy:{NAME}", settings)
     with pytest.raises(InputError, match=r"pip install 'ssr_nb\[gemini-legacy\]'"): LegacyGeminiEmbedder(settings=settings)
+
+
+@pytest.mark.parametrize("kind", [GeminiEmbedder, LegacyGeminiEmbedder])
+def test_vectors_without_a_key(kind, tmp_path):
+    with pytest.raises(InputError, match="embedding_model 'gemini-embedding-001' .*set GOOGLE_API_KEY"): kind(settings=Settings(cache=tmp_path)).embed(["one"])
 
 
 def test_vertex_settings_do_not_lead_elsewhere(server, monkeypatch):

@@ -217,7 +217,7 @@ def test_jobs_are_runs(tmp_path):
         assert outputs["ipynb"].read_text() == (folder / "notebook.ipynb").read_text()
 
         said = server.refusal("scheduler/jobs", {**FORM, "input_uri": "nbs/surveys/concept_test.ipynb", "parameters": {"cohort_size": "four"}})
-        assert said == "parameter 'cohort_size' is 'four': give a whole number, such as 200"
+        assert said == "parameter 'cohort_size' is 'four': give a whole number, or none"
         assert "tag exactly one" in server.refusal("scheduler/jobs", {**FORM, "input_uri": "nbs/guide/first_survey.ipynb"})
         assert "give minute, hour" in server.refusal("scheduler/job_definitions", {**FORM, "input_uri": "nbs/surveys/concept_test.ipynb", "schedule": "now and then"})
         assert server.ask("scheduler/job_definitions")["total_count"] == 0 and server.ask("scheduler/jobs")["total_count"] == 1
@@ -380,7 +380,7 @@ def test_create_notebook_job_records_a_run(tmp_path):
             page.get_by_role("button", name="Add new parameter").or_(page.locator("[title='Add new parameter'], [aria-label='Add new parameter']")).first.click()
             give(number, name, value)
         page.get_by_role("button", name="Create", exact=True).click()
-        page.get_by_text("parameter 'cohort_size' is 'five': give a whole number, such as 200").first.wait_for()
+        page.get_by_text("parameter 'cohort_size' is 'five': give a whole number, or none").first.wait_for()
         picture(page, "refused")
         give(1, "cohort_size", "5")
         page.get_by_role("button", name="Create", exact=True).click()

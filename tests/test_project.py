@@ -1,5 +1,6 @@
 """The project itself: environment, packaging, notebooks."""
 
+import ast
 import configparser
 import re
 import tomllib
@@ -12,6 +13,15 @@ import yaml
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NOTEBOOKS = [path for pattern in ("[0-4]*.ipynb", "service/[0-9]*.ipynb", "[5-9]*.ipynb") for path in sorted((ROOT / "nbs").glob(pattern))]  # in the order of imports
+
+
+def module_of(notebook: Path) -> str:
+    "The module that a notebook exports, without `ssr_nb.`."
+    return ".".join([*notebook.parent.relative_to(ROOT / "nbs").parts, notebook.stem.split("_", 1)[1]])
+
+
+def file_of(module: str) -> Path: return ROOT / "ssr_nb" / f"{module.replace('.', '/')}.py"
 
 
 def test_environment_yml_is_the_project():
@@ -45,24 +55,35 @@ def test_cleaning_keeps_the_tag_that_papermill_needs(tmp_path):
     assert any("parameters" in cell.metadata.get("tags", []) for cell in nbformat.read(tmp_path / "nbs/concept_test.ipynb", as_version=4).cells)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=module_of)
 def test_library_notebooks_are_literature(path):
     notebook = nbformat.read(path, as_version=4)
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and re.match(r"# .+\n\n> .+", first.source)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert any(cell.source.startswith("#| default_exp") for cell in code) and sum(cell.cell_type == "markdown" for cell in notebook.cells) >= 2
-    module = ROOT / "ssr_nb" / f"{path.stem.split('_', 1)[1]}.py"
-    assert len(module.read_text().splitlines()) <= 400
+    assert len(file_of(module_of(path)).read_text().splitlines()) <= 400
+
+
+def imports(module: str) -> set[str]:
+    "The modules of the package that a module imports, at its top or inside."
+    found = set()
+    for node in ast.walk(ast.parse(file_of(module).read_text())):
+        if isinstance(node, ast.Import): names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = "ssr_nb." + module
+            base = ".".join([*package.split(".")[:-node.level], *filter(None, [node.module])]) if node.level else node.module
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else: continue
+        found |= {name.removeprefix("ssr_nb.") for name in names if name.startswith("ssr_nb.")}
+    return found
 
 
 def test_modules_import_downward_only():
-    order = {path.stem.split("_", 1)[1]: number for number, path in enumerate(sorted((ROOT / "nbs").glob("[0-9]*.ipynb")))}
-    for name, place in order.items():
-        text = (ROOT / "ssr_nb" / f"{name}.py").read_text()
-        imported = set(re.findall(r"from ssr_nb\.(\w+) import", text)) | {n.strip() for line in re.findall(r"from ssr_nb import (.+)", text) for n in line.split(",")} | set(re.findall(r"from \.(\w+) import", text))
-        upward = {other for other in imported if order.get(other, -1) >= place}
-        assert not upward, f"{name} imports {upward}"
+    order = {module_of(path): number for number, path in enumerate(NOTEBOOKS)}
+    for module, place in order.items():
+        upward = {other for other in imports(module) if order.get(other, -1) >= place}
+        assert not upward, f"{module} imports {upward}"
 
 
 def test_no_address_of_an_index_or_a_path_of_a_machine_is_committed():

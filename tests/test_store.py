@@ -8,8 +8,8 @@ import duckdb
 import pandas as pd
 import pytest
 
-from ssr_nb.core import SSRError
-from ssr_nb.store import FILES, connect, enter_pending, finish_run, list_runs, open_run, partial_folder, rebuild, write_table
+from ssr_nb.core import Settings, SSRError
+from ssr_nb.store import FILES, TABLES, VIEWS, column_names, connect, enter_pending, finish_run, list_runs, open_run, partial_folder, rebuild, record, write_table
 
 
 def make_run(runs, run_id):
@@ -69,3 +69,45 @@ def test_a_runs_folder_that_cannot_be_written_says_so(tmp_path):
 def test_a_run_is_named_by_id_or_path(tmp_path):
     run = make_run(tmp_path, "named")
     assert open_run("named", tmp_path).folder == open_run(run.folder).folder == run.folder
+
+
+def test_runs_of_every_age_are_one_table(tmp_path):
+    rows = {"old": {"concept": ["a"], "description": ["x"]}, "none": {"concept": ["b"], "description": ["x"], "price": [None], "image": [None]}, "whole": {"concept": ["c"], "description": ["x"], "price": ["$3"], "image": ["c.png"], "later": [1]}}
+    for name, columns in rows.items():
+        with partial_folder(tmp_path, name) as folder:
+            write_table(pd.DataFrame(columns), folder / FILES["concepts"])
+            finish_run(folder, {"run_id": name, "status": "complete"}, tmp_path)
+    rebuild(tmp_path)
+    with connect(tmp_path) as shown, duckdb.connect(str(tmp_path / "ssr.duckdb"), read_only=True) as log:
+        for one in (shown, log): assert one.execute("SELECT run_id, price, image FROM concepts ORDER BY concept").fetchall() == [("old", None, None), ("none", None, None), ("whole", "$3", "c.png")]
+        assert {name for name, in shown.execute("SHOW TABLES").fetchall()} == {*TABLES, *VIEWS}
+        described = lambda one, table: [row[:2] for row in one.execute(f"DESCRIBE {table}").fetchall()]
+        for table in (*TABLES, *VIEWS): assert sorted(described(shown, table)) == sorted(described(log, table)), table
+
+
+def test_a_run_goes_by_its_folder(tmp_path):
+    make_run(tmp_path, "first")
+    (tmp_path / "first").rename(tmp_path / "renamed")
+    assert enter_pending(tmp_path) == ["renamed"] and enter_pending(tmp_path) == []
+    with connect(tmp_path) as shown: assert shown.execute("SELECT runs.run_id, concepts.run_id FROM runs JOIN concepts USING (run_id)").fetchall() == [("renamed", "renamed")]
+
+
+def test_many_runs_are_entered_at_once(tmp_path):
+    for number in range(7): make_run(tmp_path, f"it's {number}")
+    assert rebuild(tmp_path) == 7
+    (tmp_path / "it's 3" / FILES["concepts"]).write_text("torn")
+    with pytest.raises(SSRError, match="it's 3 cannot be read"): rebuild(tmp_path)
+    make_run(tmp_path, "new")
+    with duckdb.connect(str(tmp_path / "ssr.duckdb"), read_only=True) as log:
+        for table in ("runs", "concepts"): assert log.execute(f"SELECT count(*) FROM {table} WHERE run_id <> 'it''s 3'").fetchall() == log.execute(f"SELECT count(*) FROM {table}").fetchall() == [(7,)], "a damaged run keeps no other out, and is not there by half"
+
+
+@pytest.mark.parametrize("manifest, began", [({}, 100.0), ({"parent": "another"}, None)])
+def test_a_run_by_hand_says_when(tmp_path, manifest, began):
+    calls = pd.DataFrame({"key": ["a", "b", "c"], "created_at": [50.0, 100.0, 130.0], "mode": ["cache", "live", "live"]}).reindex(columns=column_names("calls"))
+    run = record("survey", {"status": "complete", **manifest}, lambda folder: write_table(calls, folder / FILES["calls"]), Settings(runs=tmp_path))
+    started, finished = (pd.Timestamp(run.manifest[name]).timestamp() for name in ("started_at", "finished_at"))
+    assert started == (finished if began is None else began) and abs(finished - pd.Timestamp.now("UTC").timestamp()) < 60
+    with connect(tmp_path) as shown: assert shown.execute("SELECT started_at <= finished_at FROM runs").df().iloc[0, 0]
+    no_calls = record("other", {"status": "complete"}, lambda folder: None, Settings(runs=tmp_path))
+    assert no_calls.manifest["started_at"] == no_calls.manifest["finished_at"]

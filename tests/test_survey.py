@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT
 from model_server import model_server
-from ssr_nb.core import InputError, Settings
+from ssr_nb.core import InputError, Settings, SSRError
 from ssr_nb.interview import plan
 from ssr_nb.limits import Limits
 from ssr_nb.personas import Panel
@@ -44,6 +44,19 @@ def test_only_named_columns_reach_a_model(hosted, server):
     panel = Panel.from_frame(pd.DataFrame({"name": ["Secretia Smith"], "age": [40], "iban": ["GB00SECRET"]}), ["age"])
     Survey([Concept("Mug", "Keeps coffee hot")], panel, llm_model="stand-in").run(progress=False)
     assert all("40-year-old" in asked and "Secret" not in asked and "SECRET" not in asked for asked in server.asked)
+
+
+@pytest.mark.parametrize("embedding_model, faults, said", [("gemini-embedding-001", {}, "set GOOGLE_API_KEY"), ("text-embedding-3-small", {"embeddings:401": 1.0}, "set OPENAI_API_KEY"), ("text-embedding-3-small", {"embeddings:404": 1.0}, "is unknown")])
+def test_an_embedding_model_that_cannot_be_asked_is_found_out_before_an_answer_is_paid_for(tmp_path, monkeypatch, concepts, embedding_model, faults, said):
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    with model_server(faults=faults) as server:
+        asked = survey(concepts, embedding_model=embedding_model)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        settings = Settings(runs=tmp_path, cache=tmp_path / "cache", openai_base_url=server.url)
+        assert asked.estimate(settings=settings).calls == (36, 36)
+        with pytest.raises(SSRError, match=said): asked.run(progress=False, settings=settings, limits=Limits(attempts=1))
+        assert not server.asked
 
 
 def test_failures_are_rows_with_a_cause_and_a_second_run_asks_only_for_them(tmp_path, monkeypatch, concepts):

@@ -220,3 +220,56 @@ def test_one_concept_has_no_order(hosted, concepts):
     with pytest.raises(InputError, match="no ratings by semantic similarity"): sensitivity.sensitivity(results, sensitivity.no_variants(), "trust")
     for wrong in (["a"], ["-1"]):
         with pytest.raises(InputError, match="ssr_temperatures are"): sensitivity.read_numbers("ssr_temperatures", wrong)
+
+
+# a panel of one's own
+
+def people(path, rows=24):
+    pd.DataFrame({"customer": [f"C{number}" for number in range(rows)], "age": [20 + number for number in range(rows)], "gender": ["female", "male"] * (rows // 2), "member": ["gold", "none", "none"] * (rows // 3),
+                  "weight": [3.0 if number < 6 else .5 for number in range(rows)]}).to_csv(path, index=False)
+    return str(path)
+
+
+def test_a_concept_test_with_a_panel_of_ones_own(hosted, server, tmp_path):
+    server.answer = lambda body, number: say(4 if int(re.search(r"(\d+)-year-old", text(body))[1]) < 26 else 1)
+    given = {"llm_model": "stand-in", "samples": 1, "panel_file": people(tmp_path / "people.csv"), "panel_attributes": ["age", "gender"], "panel_weight": "weight"}
+    run = run_notebook("concept_test", given, progress=False)
+    assert run.manifest["status"] == "complete", run.manifest["error"]
+    assert verify(run, embed_again=False).equal and run.manifest["cohort_size"] == 24 and run.manifest["panel_source"] == "the file people.csv" and len(server.asked) == 3 * 24
+    assert not any("C3" in asked or "gold" in asked for asked in server.asked), "only the named columns are told"
+    results = results_of(run)
+    high, low = (results.ratings.loc[results.ratings["respondent"].map(chosen), "mean"].mean() for chosen in (lambda one: one < 6, lambda one: one >= 6))
+    assert np.isclose(results.summary()["mean"][0], (18 * high + 9 * low) / 27) and "by segment. Everwarm Mug, female" in (report := (run.folder / "report.html").read_text()) and "Everwarm Mug, gold" in report
+    drawn = run_notebook("concept_test", {**given, "cohort_size": 9, "segments": ["member"], "seed": 3}, progress=False)
+    assert drawn.manifest["cohort_size"] == 9 and drawn.manifest["panel_source"] == "the file people.csv; 9 of 24 drawn" and len(server.asked) == 3 * 24 + 3 * 9 and verify(drawn, embed_again=False).equal
+    assert "Everwarm Mug, female" not in (drawn.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("given, said", [({"cohort_size": 25}, "has 24 respondents"), ({"target_demographics": {"gender": "female"}}, "leave one of them out"), ({"panel_attributes": ["age", "shoes"]}, "column 'shoes' is not in the panel"),
+                                         ({"panel_file": None, "panel_weight": "weight"}, "there is no panel_file"), ({"panel_weight": "customer"}, "weight column 'customer' has a missing"), ({"segments": ["age"]}, "segment 'age' has 24 levels"),
+                                         ({"panel_file": "nowhere.csv"}, "does not exist"), ({"panel_attributes": ["age", "age"]}, "is there twice"), ({"panel_attributes": ["weight"], "panel_weight": "weight"}, "a model is not told a weight"),
+                                         ({"panel_file": None, "target_demographics": {"age": [18, 30]}}, "choose one of age_range")])
+def test_parameters_of_a_panel_that_contradict_are_refused_before_anything_is_asked(hosted, server, tmp_path, given, said):
+    from ssr_nb.personas import survey_panel
+    from ssr_nb.reports import segment_columns
+    given = {"panel_file": people(tmp_path / "people.csv")} | given
+    with pytest.raises(InputError, match=said): segment_columns(survey_panel(**{name: value for name, value in given.items() if name != "segments"}), given.get("segments"))
+    if "segments" in given:
+        failed = run_notebook("concept_test", {"llm_model": "stand-in", **given}, progress=False)
+        assert failed.manifest["status"] == "failed" and said in failed.manifest["error"] and server.requests == 0
+
+
+def test_other_notebooks_take_a_panel_of_ones_own(hosted, server, tmp_path):
+    file = people(tmp_path / "people.csv")
+    run = job("segments", panel_file=file, panel_attributes="age,gender", attributes="gender,member", minimum_size=5)
+    assert set(run.table("segments")["segment"]) == {"female", "male", "gold", "none"} and run.manifest["cohort_size"] == 24
+    compared = run_notebook("concept_comparison", {"llm_model": "stand-in", "panel_file": file, "panel_attributes": ["age"], "cohort_size": 12, "wordings": 6}, progress=False)
+    assert compared.manifest["status"] == "complete" and compared.manifest["cohort_size"] == 12, compared.manifest["error"]
+
+
+def test_the_report_of_adults_is_as_it_was(hosted, server):
+    from ssr_nb.jobs import read_parameters
+    run = run_notebook("concept_test", {"llm_model": "stand-in", "cohort_size": 12, "samples": 1}, progress=False)
+    report = (run.folder / "report.html").read_text()
+    assert report.count("top-2 box by segment") == 2 and "under $25,000" in report and "representativeness (region)" in report and run.manifest["parameters"]["segments"] is None
+    assert run.manifest["panel_hash"] == Panel.us_adults(12, seed=0).hash and read_parameters("concept_test")["cohort_size"].optional
