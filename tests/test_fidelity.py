@@ -1,7 +1,6 @@
 """Agreement with people: golden values, ceilings in simulation, edges, and texts beside ratings."""
 
 import os
-import time
 
 import numpy as np
 import pandas as pd
@@ -265,11 +264,3 @@ def test_calibration_of_a_calibrated_rater_is_the_diagonal():
     constant = calibration(human, np.full((6000, 5), .2))
     assert len(constant) == 1 and constant["people"].iloc[0] == pytest.approx(human.mean())
     assert by_point(np.array([1, 1, 3]), np.full((3, 3), 1 / 3))["n"].tolist() == [2, 0, 1]
-
-
-def test_large_tables_take_seconds():
-    generator = np.random.default_rng(0)
-    human = generator.integers(1, 6, 10_000)
-    started = time.perf_counter()
-    agreement(human, generator.dirichlet(np.ones(5), 10_000), resamples=300)
-    assert time.perf_counter() - started < 20

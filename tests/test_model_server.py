@@ -358,7 +358,11 @@ def test_the_former_sdk_and_content(old, fault, finish):
 # The server itself
 
 def ask_many(count, **options):
-    async def use(client, server): return await asyncio.gather(*(chat(messages=[{"role": "user", "content": f"Mug {number}"}])(client, server) for number in range(count)), return_exceptions=True)
+    async def use(client, server):
+        at_once = asyncio.Semaphore(16)  # more would wait for the server on a busy machine, and time out unheard
+        async def ask(number):
+            async with at_once: return await chat(messages=[{"role": "user", "content": f"Mug {number}"}])(client, server)
+        return await asyncio.gather(*map(ask, range(count)), return_exceptions=True)
     return with_openai(use, **options)
 
 
@@ -368,7 +372,7 @@ def test_faults_are_drawn_by_number_and_counted():
 
 
 def test_every_fault_at_once(capfd):
-    replies, server = ask_many(150, timeout=1, faults={name: .03 for name in EVERY_FAULT}, seed=1)
+    replies, server = ask_many(150, timeout=3, faults={name: .03 for name in EVERY_FAULT}, seed=1)
     assert len(replies) == len(server.sent) == server.requests == 150 and len(server.counts()) > 20
     assert capfd.readouterr() == ("", "")
 
@@ -398,16 +402,16 @@ def test_what_makes_no_sense_is_refused():
 def test_it_closes_at_once_and_quietly_whoever_waits(capfd):
     import threading
     with model_server(fail=lambda number: "hang") as server:
-        clients = [threading.Thread(target=lambda: failure(httpx.post, f"{server.url}/chat/completions", json={"model": "m", "messages": MUG}, timeout=5)) for _ in range(5)]
+        told = []
+        clients = [threading.Thread(target=lambda: told.append(failure(httpx.post, f"{server.url}/chat/completions", json={"model": "m", "messages": MUG}, timeout=60))) for _ in range(5)]
         for client in clients: client.start()
         while server.requests < 5: time.sleep(.01)
-        started = time.perf_counter()
     for client in clients: client.join()
-    assert time.perf_counter() - started < 1 and capfd.readouterr() == ("", "")
+    assert {type(error) for error in told} == {httpx.RemoteProtocolError} and capfd.readouterr() == ("", "")  # hung up on, not out of time
 
 
 def test_as_a_process_of_its_own():
     process = subprocess.Popen([sys.executable, Path(__file__).with_name("model_server.py"), "--latency", ".01", "--faults", '{"500": 1}'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try: assert httpx.post(process.stdout.readline().strip() + "/chat/completions", json={"model": "m", "messages": MUG}).status_code == 500
     finally: process.terminate()
-    assert process.communicate(timeout=5) == ("", "")
+    assert process.communicate(timeout=60) == ("", "")

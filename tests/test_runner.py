@@ -23,7 +23,7 @@ from ssr_nb.survey import Concept, Survey
 MUG = Concept("Mug", "A mug that keeps coffee hot for eight hours.", "$24")
 STATUS = {None: "ok", "slow": "ok", "no-usage": "ok", "wrong-usage": "ok", "refusal": "refusal", "openai-refusal": "refusal", "bare-rating": "numeric", "empty-answer": "empty",
           "content-filter": "filtered", "prompt-filter": "filtered", "length": "truncated"}  # what the server sent -> what must be recorded; all else is no answer
-HASTY = Limits(timeout=1.5, pause=.02, attempts=5, patience=20)
+HASTY = Limits(timeout=4, pause=.02, attempts=5, patience=20)
 
 
 def settings_for(server, folder, cache=None, **more): return Settings(runs=folder / "runs", cache=cache or folder / "cache", openai_base_url=server.url, **more)
@@ -44,7 +44,7 @@ def test_two_thousand_answers_with_every_fault_at_once(tmp_path):
     with model_server(faults=PASSING_FAULTS, seed=3, numbered=True, delay=.01) as server:
         server.retry_after = .05
         settings = settings_for(server, tmp_path)
-        results = survey(1000).run(progress=False, settings=settings, limits=Limits(timeout=1.5, pause=.02, attempts=2, patience=20))
+        results = survey(1000).run(progress=False, settings=settings, limits=Limits(timeout=4, pause=.02, attempts=2, patience=20))
         answers, sent = results.answers, delivered(server)
         assert len(answers) == 2000 and set(PASSING_FAULTS) <= set(server.counts())
         assert all(len(ones) == 1 for ones in sent.values())  # an answer that came whole is never asked for again
