@@ -14,7 +14,7 @@ from ssr_nb.limits import Limits
 from ssr_nb.personas import Panel
 from ssr_nb.service import journal, records, surveys
 from ssr_nb.service.database import ANSWERS, OPEN, RATINGS, CallRow, ChunkRow, SurveyRow, make_engine, now, sessions, transaction
-from ssr_nb.service.queues import QUEUES
+from ssr_nb.service.queues import JOBS, QUEUES
 from ssr_nb.service.settings import ServiceSettings
 from ssr_nb.survey import Survey, read_concepts
 from ssr_nb.verify import compare, verify
@@ -270,6 +270,7 @@ def test_the_sweep_sends_again_what_went_missing_and_nothing_else(engine, settin
         past(engine)
         assert surveys.sweep(engine, settings, redis) == 0  # they wait in the queue
         redis.flushdb()
+        redis.rpush(JOBS, "another task"), redis.hset("unacked", "tag", "the sweep itself")
         assert surveys.sweep(engine, settings, redis) == len(handed) == len(sent)
         surveys.claim(engine, row.id, *handed[0], "one")
         redis.rpush(QUEUES[0], *("message" for _ in handed))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from ssr_nb.personas import Panel
 from ssr_nb.service import surveys, timetables
-from ssr_nb.service.database import ScheduleRunRow, SurveyRow, make_engine, now, transaction
+from ssr_nb.service.database import ChunkRow, ScheduleRunRow, SurveyRow, make_engine, now, transaction
 from ssr_nb.service.processes import kill_process, start_process
 from ssr_nb.service.queues import QUEUES, celery_app, send
 from ssr_nb.service.settings import ServiceSettings
@@ -87,6 +87,15 @@ def test_a_killed_worker_and_lost_messages_cost_no_answer(engine, settings, serv
     answered = sum(one.endpoint == "chat" and one.fault is None for one in server.sent)
     with engine.connect() as connection: assert connection.scalar(sa.text("SELECT count(*) FROM answers")) == 180
     assert 180 <= answered <= 180 + 2 * server.most_at_once
+
+
+def test_the_last_chunk_is_not_forgotten(engine, settings, start):
+    row = post(engine, settings, 20)
+    assert len(surveys.advance(engine, settings, row.id)) == 1
+    with redis_client.Redis.from_url(settings.redis_url) as redis: redis.flushall()
+    with engine.begin() as connection: connection.execute(sa.update(ChunkRow).values(lease_until=now() - timedelta(seconds=1)))
+    start("worker"), start("beat")
+    wait(engine, [row])
 
 
 def test_a_schedule_fires_once_and_its_survey_is_asked(engine, settings, server, start):

@@ -301,12 +301,12 @@ def _plain_rows(frame: pd.DataFrame, survey_id: str) -> list[dict]:
 # %% ../../nbs/service/10_surveys.ipynb #cell-017
 def sweep(engine: sa.Engine, settings: ServiceSettings, redis) -> int:  # messages sent
     "Send again what went missing."
-    messages = sum(depth(redis).values())
+    messages = sum(depth(redis)[name] for name in (SMALL, LARGE))  # not those that are worked on: this sweep is one of them
     with transaction(engine) as session:
         late = sa.select(ChunkRow, SurveyRow.queue).join(SurveyRow, SurveyRow.id == ChunkRow.survey_id).where(SurveyRow.status.in_(OPEN), ChunkRow.lease_until < now()).order_by(ChunkRow.lease_until).limit(500).with_for_update(of=ChunkRow, skip_locked=True)
         found = session.execute(late.where(ChunkRow.status == "running")).all()
-        busy = session.scalar(sa.select(sa.func.count()).select_from(ChunkRow).where(ChunkRow.status.in_(("queued", "running"))))
-        if messages < busy: found += session.execute(late.where(ChunkRow.status == "queued").limit(busy - messages)).all()
+        queued = session.scalar(sa.select(sa.func.count()).select_from(ChunkRow).where(ChunkRow.status == "queued"))
+        if messages < queued: found += session.execute(late.where(ChunkRow.status == "queued").limit(queued - messages)).all()
         for chunk, _ in found: chunk.status, chunk.lease_until = "queued", now() + LEASE
         occupied = sa.exists().where(ChunkRow.survey_id == SurveyRow.id, ChunkRow.status.in_(("queued", "running")))
         ready = sa.exists().where(ChunkRow.survey_id == SurveyRow.id, ChunkRow.status == "waiting", sa.or_(ChunkRow.lease_until.is_(None), ChunkRow.lease_until < now()))
