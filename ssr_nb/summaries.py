@@ -89,8 +89,11 @@ def summarise(
         return Summary(0, np.full(k, np.nan), float("nan"), nothing, float("nan"), nothing)
     weight = weights[people]
     whole = weight @ people_pmf / weight.sum()
-    def interval(values, bounds): return tuple(bounded_interval(values, weight, bounds, level).tolist()) if len(people) >= FEWEST else (float("nan"),) * 2
-    return Summary(len(people), whole, float(expected_point(whole)), interval(expected_point(people_pmf), (1, k)), float(top_box(whole, boxes)), interval(top_box(people_pmf, boxes), (0, 1)))
+    mean, top = float(expected_point(whole)), float(top_box(whole, boxes))
+    def interval(values, value, bounds):
+        low, high = bounded_interval(values, weight, bounds, level) if len(people) >= FEWEST else (np.nan, np.nan)
+        return float(np.minimum(low, value)), float(np.maximum(high, value))  # where all say the same, the last bit of a sum must not put the value outside
+    return Summary(len(people), whole, mean, interval(expected_point(people_pmf), mean, (1, k)), top, interval(top_box(people_pmf, boxes), top, (0, 1)))
 
 # %% ../nbs/04_summaries.ipynb #cell-020
 def ranks(
