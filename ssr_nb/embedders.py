@@ -71,8 +71,8 @@ class CachedEmbedder:
     price = price_of("minilm", "embedded")
     cost_usd: float | None = 0.0
 
-    def __init__(self, cache: VectorCache | None = None):
-        self.cache = cache or VectorCache(Settings.from_environment().cache / "vectors.sqlite")
+    def __init__(self, cache: VectorCache | None = None, settings: Settings | None = None):
+        self.cache = cache or VectorCache((settings or Settings.from_environment()).cache / "vectors.sqlite")
 
     def embed(
         self,
@@ -114,8 +114,8 @@ def _stamp(path: Path) -> tuple:
 
 class OnnxEmbedder(CachedEmbedder):
     "A sentence-embedding model in ONNX form, with its tokenizer.json beside it."
-    def __init__(self, path: str | Path, tokenizer: str | Path | None = None, name: str | None = None, cache: VectorCache | None = None):
-        super().__init__(cache)
+    def __init__(self, path: str | Path, tokenizer: str | Path | None = None, name: str | None = None, cache: VectorCache | None = None, settings: Settings | None = None):
+        super().__init__(cache, settings)
         self.path = Path(path)
         self.tokenizer_path = Path(tokenizer or self.path.with_name("tokenizer.json"))
         for file in (self.path, self.tokenizer_path):
@@ -164,11 +164,11 @@ def minilm_files() -> tuple[Path, Path]:
 
 class MiniLM(OnnxEmbedder):
     "all-MiniLM-L6-v2 (384 dimensions), embedded as int8 ONNX; its files are verified when it is loaded."
-    def __init__(self, cache: VectorCache | None = None):
+    def __init__(self, cache: VectorCache | None = None, settings: Settings | None = None):
         weights, tokenizer = minilm_files()
         for file, wanted in ((weights, MINILM_SHA256), (tokenizer, TOKENIZER_SHA256)):
             if _hash(file, _stamp(file)) != wanted: raise SSRError(f"{file.name} of embedding_model 'minilm' is damaged or another version: install the versions of the lock again")
-        super().__init__(weights, tokenizer, "minilm", cache)
+        super().__init__(weights, tokenizer, "minilm", cache, settings)
 
 # %% ../nbs/23_embedders.ipynb #cell-016
 class HostedEmbedder(CachedEmbedder):
@@ -183,8 +183,9 @@ class HostedEmbedder(CachedEmbedder):
         price: Price,
         cache: VectorCache | None = None,
         limits: Limits = Limits(),
+        settings: Settings | None = None,
     ):
-        super().__init__(cache)
+        super().__init__(cache, settings)
         self.name, self.model, self.identity, self.price, self.limits = model, model, identity, price, limits
         self.tokens = 0  # that the provider counted so far
 

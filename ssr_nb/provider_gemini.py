@@ -302,7 +302,7 @@ class GeminiEmbedder(HostedEmbedder):
     def __init__(self, model: str = "gemini-embedding-001", settings: Settings | None = None, cache: VectorCache | None = None, limits: Limits = Limits()):
         settings = settings or Settings.from_environment()
         self.base_url = _address(settings.google_base_url)
-        super().__init__(model, f"{self.base_url} {model}", price_of(model, "google"), cache or VectorCache(settings.cache / "vectors.sqlite"), limits)
+        super().__init__(model, f"{self.base_url} {model}", price_of(model, "google"), cache, limits, settings)
 
     @cached_property
     def _client(self): return _client(self.base_url, _key(self.base_url, "embedding_model", self.model), self.limits.timeout)

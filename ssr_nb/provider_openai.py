@@ -205,7 +205,7 @@ class OpenAIEmbedder(HostedEmbedder):
 
     def __init__(self, model: str = "text-embedding-3-small", settings: Settings | None = None, cache: VectorCache | None = None, limits: Limits = Limits()):
         settings = settings or Settings.from_environment()
-        super().__init__(model, f"{settings.openai_base_url or URL} {model}", price_of(model, "openai"), cache or VectorCache(settings.cache / "vectors.sqlite"), limits)
+        super().__init__(model, f"{settings.openai_base_url or URL} {model}", price_of(model, "openai"), cache, limits, settings)
         self.base_url = settings.openai_base_url
 
     def _ask(self, texts: Sequence[str]):

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 import numpy as np
 import pandas as pd
 
-from .core import InputError, choose, non_negative
+from .core import InputError, Settings, choose, non_negative
 from .scales import ReferenceSet, load_reference_sets
 
 # %% ../nbs/02_rating.ipynb #cell-005
@@ -198,15 +198,16 @@ def _embedders(path: tuple[str, ...]) -> dict:
 
 def load_embedder(
     embedding_model: str,  # an embedded one, the path of an ONNX model, a hosted one, or provider:name
+    settings: Settings | None = None,  # where vectors are kept and hosted models are asked; as the environment says by default
 ):
     "The embedder called `embedding_model`: a thing with `name`, `identity` and `embed(texts) -> (n, d)`."
     found = _embedders(tuple(sys.path))
     provider, _, name = embedding_model.partition(":")
-    if name and provider in found: return found[provider].load()(name)
-    if embedding_model.endswith(".onnx"): return found["onnx"].load()(embedding_model)
-    if embedding_model.startswith(("text-embedding-3", "text-embedding-ada")): return found["openai"].load()(embedding_model)
-    if embedding_model.startswith("gemini-embedding"): return found["gemini"].load()(embedding_model)
-    return choose("embedding_model", embedding_model, {"minilm": found["minilm"], "text-embedding-3-small": None, "gemini-embedding-001": None}).load()()
+    if name and provider in found: return found[provider].load()(name, settings=settings)
+    if embedding_model.endswith(".onnx"): return found["onnx"].load()(embedding_model, settings=settings)
+    if embedding_model.startswith(("text-embedding-3", "text-embedding-ada")): return found["openai"].load()(embedding_model, settings=settings)
+    if embedding_model.startswith("gemini-embedding"): return found["gemini"].load()(embedding_model, settings=settings)
+    return choose("embedding_model", embedding_model, {"minilm": found["minilm"], "text-embedding-3-small": None, "gemini-embedding-001": None}).load()(settings=settings)
 
 class Rater:
     "Rates texts on one construct by semantic similarity: no language model is asked."

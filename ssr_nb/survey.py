@@ -244,7 +244,7 @@ class Session:
         self.survey, self.settings, self.limits, self.stop = survey, settings, limits, stop
         self.elicit = choose("mode", mode, {"live": Elicitation, "batch": BatchElicitation})
         self.llm, self.template = _models(survey, settings)
-        self.embedder = load_embedder(survey.embedding_model)
+        self.embedder = load_embedder(survey.embedding_model, settings)
         self.hash = elicitation_hash(survey, self.template, self.llm.provider)
         self.max_cost_usd = max_cost_usd
         self.embeds = "ssr" in survey.methods

@@ -52,11 +52,20 @@ def test_an_embedding_model_that_cannot_be_asked_is_found_out_before_an_answer_i
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     with model_server(faults=faults) as server:
         asked = survey(concepts, embedding_model=embedding_model)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         settings = Settings(runs=tmp_path, cache=tmp_path / "cache", openai_base_url=server.url)
         assert asked.estimate(settings=settings).calls == (36, 36)
         with pytest.raises(SSRError, match=said): asked.run(progress=False, settings=settings, limits=Limits(attempts=1))
         assert not server.asked
+
+
+def test_given_settings_hold_for_the_embedding_model_too(server, tmp_path, monkeypatch, concepts):
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("SSR_CACHE", str(tmp_path / "elsewhere"))
+    settings = Settings(runs=tmp_path / "runs", cache=tmp_path / "cache", openai_base_url=server.url)
+    results = survey(concepts, embedding_model="text-embedding-3-small").run(progress=False, settings=settings)
+    assert results.statuses()["ok"] == 36
+    assert (tmp_path / "cache" / "vectors.sqlite").is_file() and not (tmp_path / "elsewhere").exists()
 
 
 def test_failures_are_rows_with_a_cause_and_a_second_run_asks_only_for_them(tmp_path, monkeypatch, concepts):

@@ -166,6 +166,6 @@ def survey_detail(session: DatabaseSession, row: SurveyRow) -> SurveyDetail:
 def embedder_for(name: str, settings: ServiceSettings, caller: Caller):
     "The embedder, where the service and the caller's budget allow it."
     check_embedder(name, settings)
-    embedder = load_embedder(name)
+    embedder = load_embedder(name, settings.library)
     if caller.budget_usd is not None and not (embedder.price.known and embedder.price.input_usd == 0): raise InputError(f"embedding_model is {name!r}, which costs money outside of any survey, and this key has a budget: use minilm here, or rate within a survey")
     return embedder

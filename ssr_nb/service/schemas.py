@@ -112,7 +112,8 @@ def check_embedder(name: str, settings: ServiceSettings, reachable: bool = True)
     "An `InputError` where this service cannot embed with the model."
     provider, _, _ = name.partition(":")
     if name.endswith(".onnx") or provider == "onnx": raise InputError(f"embedding_model is {name!r}, a file: name minilm, or a hosted model")
-    embedder, library = load_embedder(name), settings.library
+    library = settings.library
+    embedder = load_embedder(name, library)
     if not reachable or embedder.name == "minilm" and name == "minilm": return
     google = "gemini" in name
     if google and not (library.has_google_key or library.google_base_url): raise InputError(f"embedding_model is {name!r} and this service has no GOOGLE_API_KEY: choose minilm, or have it set")
