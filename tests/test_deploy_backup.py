@@ -574,6 +574,20 @@ def test_database_and_redis_together(live, redis, tmp_path):
     assert done.returncode == 0 and (contents(live), held_by(redis)) == held and calls(tmp_path) == ["STOP", "START"], done.stderr
 
 
+def test_two_restores_in_one_second_keep_what_was_before_each(server, live, redis, dump, tmp_path):
+    fill(redis)
+    assert run("backup.sh", "redis", REDIS_URL=redis.url, BACKUP_DIR=tmp_path).returncode == 0
+    rdb, name = next(tmp_path.glob("redis_*.rdb")), urllib.parse.urlsplit(live).path[1:]
+    again = "20260101000000"  # what the clock says first, as it said to the restore before
+    clock = wrapper(tmp_path / "clock", "date", f'[ ! -e {tmp_path}/asked ] || exec /usr/bin/date "$@"\n: > {tmp_path}/asked\necho {again}')
+    rows(live, f'CREATE DATABASE "{name}_before_{again}"')
+    (tmp_path / f"redis_before_{again}.rdb").write_text("of before")
+    done = run("restore.sh", dump, "--redis", rdb, path=clock, DATABASE_URL=live, REDIS_URL=redis.url, **services(tmp_path))
+    assert done.returncode == 0 and (tmp_path / "asked").exists(), done.stderr
+    assert len([one for one in databases(server) if one.startswith(f"{name}_before_")]) == 2
+    assert (tmp_path / f"redis_before_{again}.rdb").read_text() == "of before" and len([*tmp_path.glob("redis_before_*.rdb")]) == 2
+
+
 def test_redis_that_cannot_save(redis, tmp_path):
     fill(redis)
     before = redis.config_get("dir")["dir"]

@@ -55,7 +55,8 @@ STOP_COMMAND=${STOP_COMMAND:-$compose stop api celery-worker celery-beat}
 START_COMMAND=${START_COMMAND:-$compose start api celery-worker celery-beat}
 MIGRATE_COMMAND=${MIGRATE_COMMAND:-$compose run --rm migrate}
 umask 077
-stamp=$(date -u +%Y%m%d%H%M%S) work=$(mktemp -d) new='' stopped='' held='' server=''
+now() { date -u +%Y%m%d%H%M%S; }
+stamp=$(now) work=$(mktemp -d) new='' stopped='' held='' server=''
 trap 'exit 143' TERM
 trap 'exit 130' INT
 trap clean EXIT
@@ -185,9 +186,11 @@ if [ -n "$rdb" ]; then
 fi
 if [ -n "$verify" ]; then [ -n "$dry" ] || say "good; nothing that is live was touched"; exit 0; fi
 
-# 3. in its place
+# 3. in its place; what was there before keeps a name of its own, where another restore took that of this second
+kept() { admin -v name="${live}_before_$stamp" <<< "SELECT count(*) FROM pg_database WHERE datname = :'name'"; }
 swap() {
   local there
+  while [ "$(kept)" = 1 ]; do sleep 0.1; stamp=$(now); done
   there=$(admin -v live="$live" <<< "SELECT count(*) FROM pg_database WHERE datname = :'live'")
   if [ "$there" = 0 ]; then  # a server that was lost with all it had
     admin -c "ALTER DATABASE \"$new\" RENAME TO \"$live\"" || fail "'$new' cannot be renamed: see above"
@@ -221,7 +224,7 @@ end
 return table.concat(out)"
 load_redis() {
   local number keys before
-  before=$(dirname "$rdb")/redis_before_$stamp.rdb
+  while before=$(dirname "$rdb")/redis_before_$stamp.rdb; [ -e "$before" ]; do sleep 0.1; stamp=$(now); done
   redis --rdb "$before" > "$work/told" 2>&1 || fail "what Redis has cannot be kept in '$before': $(tail -n 1 "$work/told"); it is as it was"
   say "what Redis had is '$before'"
   asked_once FLUSHALL
